@@ -1,0 +1,147 @@
+"""One block of a GPT: attention, feed-forward, and what joins them."""
+
+import keras
+
+from kgpt.layers.attention import CausalSelfAttention
+from kgpt.layers.embedding import normal_initializer
+from kgpt.layers.feed_forward import FeedForward
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class DecoderBlock(keras.layers.Layer):
+    """Causal self-attention and a feed-forward network, each with a residual and a layer norm.
+
+    `norm_first=False` is GPT-1 (Radford et al. 2018, section 4.1), the norm after the sum:
+
+        n = LayerNorm(h + dropout(Attention(h)))
+        h = LayerNorm(n + dropout(FeedForward(n)))
+
+    `norm_first=True` is GPT-2 (Radford et al. 2019, section 2.3), the norm before each sub-layer:
+
+        n = h + dropout(Attention(LayerNorm(h)))
+        h = n + dropout(FeedForward(LayerNorm(n)))
+
+    Args:
+        num_heads: int. Number of attention heads; must divide the width of the input.
+        intermediate_dim: int. Inner width of the feed-forward network.
+        dropout: float in [0, 1). Share dropped of the attention weights and of each sub-layer's
+            output in training.
+        norm_first: bool. Layer norm before each sub-layer (GPT-2) or after the sum (GPT-1).
+        activation: name or function of the feed-forward network; `"gelu_tanh"` is GPT's.
+        layer_norm_epsilon: float. Added to the variance.
+        kernel_initializer: initializer of all maps; N(0, 0.02) if None.
+        residual_initializer: initializer of the two maps that end in the residual stream;
+            `kernel_initializer` if None. GPT-2 scales it by 1/sqrt(2 x layers).
+
+    Call arguments:
+        hidden_states: float tensor `(batch, length, hidden_dim)`.
+        padding_mask: optional bool or int tensor `(batch, length)`; True marks real tokens.
+        segment_ids: optional int tensor `(batch, length)`: numbers of packed documents.
+        mask: the mask that Keras hands on from an earlier layer, used where `padding_mask` is
+            not given.
+
+    Returns:
+        float tensor `(batch, length, hidden_dim)`.
+
+    Raises:
+        ValueError: if the width is not divisible by `num_heads`.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        dropout: float = 0.0,
+        norm_first: bool = True,
+        activation="gelu_tanh",
+        layer_norm_epsilon: float = 1e-5,
+        kernel_initializer=None,
+        residual_initializer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.norm_first = norm_first
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.kernel_initializer = normal_initializer(kernel_initializer)
+        self.residual_initializer = normal_initializer(residual_initializer or kernel_initializer)
+        self.attention = CausalSelfAttention(
+            num_heads,
+            dropout=dropout,
+            kernel_initializer=self.kernel_initializer,
+            output_initializer=self.residual_initializer,
+            dtype=self.dtype_policy,
+            name="attention",
+        )
+        self.feed_forward = FeedForward(
+            intermediate_dim,
+            activation=activation,
+            kernel_initializer=self.kernel_initializer,
+            output_initializer=self.residual_initializer,
+            dtype=self.dtype_policy,
+            name="feed_forward",
+        )
+        self.attention_norm = self._layer_norm("attention_norm")
+        self.feed_forward_norm = self._layer_norm("feed_forward_norm")
+        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.supports_masking = True
+
+    def _layer_norm(self, name):
+        return keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+        )
+
+    def build(self, hidden_states_shape):
+        for layer in (
+            self.attention,
+            self.feed_forward,
+            self.attention_norm,
+            self.feed_forward_norm,
+            self.dropout_layer,
+        ):
+            layer.build(hidden_states_shape)
+        self.built = True
+
+    def call(self, hidden_states, padding_mask=None, segment_ids=None, mask=None, training=None):
+        def attention(x):
+            return self.attention(x, padding_mask, segment_ids, mask=mask, training=training)
+
+        return self._join(hidden_states, attention, training)
+
+    def call_with_cache(self, hidden_states, cache, cache_index, visible):
+        """The block for new positions; see `CausalSelfAttention.call_with_cache`."""
+
+        def attention(x):
+            nonlocal cache
+            attended, cache = self.attention.call_with_cache(x, cache, cache_index, visible)
+            return attended
+
+        return self._join(hidden_states, attention, training=False), cache
+
+    def _join(self, h, attention, training):
+        def dropout(x):
+            return self.dropout_layer(x, training=training)
+
+        if self.norm_first:
+            n = h + dropout(attention(self.attention_norm(h)))
+            return n + dropout(self.feed_forward(self.feed_forward_norm(n)))
+        n = self.attention_norm(h + dropout(attention(h)))
+        return self.feed_forward_norm(n + dropout(self.feed_forward(n)))
+
+    def compute_output_shape(self, hidden_states_shape, **kwargs):
+        return hidden_states_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout": self.dropout,
+            "norm_first": self.norm_first,
+            "activation": keras.activations.serialize(self.feed_forward.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "residual_initializer": keras.initializers.serialize(self.residual_initializer),
+        }

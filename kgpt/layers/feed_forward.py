@@ -1,0 +1,84 @@
+"""The position-wise network of a decoder block."""
+
+import keras
+
+from kgpt.layers.embedding import normal_initializer
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+def gelu_tanh(x):
+    """GELU by its tanh approximation, as GPT-1 and GPT-2 have it.
+
+    `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks & Gimpel 2016, section 2).
+    """
+    return keras.activations.gelu(x, approximate=True)
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class FeedForward(keras.layers.Layer):
+    """Two linear maps with an activation between them: `W_2 gelu(W_1 x + b_1) + b_2`.
+
+    Applied to each position alone (GPT-1, section 4.1; Vaswani et al. 2017, equation 2).
+
+    Args:
+        intermediate_dim: int. Width between the two maps; GPT has 4 times the input's.
+        activation: name or function; `"gelu_tanh"` is GPT's.
+        kernel_initializer: initializer of the first map; N(0, 0.02) if None.
+        output_initializer: initializer of the second map; `kernel_initializer` if None.
+
+    Call arguments:
+        hidden_states: float tensor `(batch, length, hidden_dim)`.
+
+    Returns:
+        float tensor `(batch, length, hidden_dim)`.
+    """
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        activation="gelu_tanh",
+        kernel_initializer=None,
+        output_initializer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.activation = (
+            gelu_tanh if activation == "gelu_tanh" else keras.activations.get(activation)
+        )
+        self.kernel_initializer = normal_initializer(kernel_initializer)
+        self.output_initializer = normal_initializer(output_initializer or kernel_initializer)
+        self.supports_masking = True
+
+    def build(self, hidden_states_shape):
+        self.expansion = keras.layers.Dense(
+            self.intermediate_dim,
+            activation=self.activation,
+            kernel_initializer=self.kernel_initializer,
+            dtype=self.dtype_policy,
+            name="expansion",
+        )
+        self.expansion.build(hidden_states_shape)
+        self.output_projection = keras.layers.Dense(
+            hidden_states_shape[-1],
+            kernel_initializer=self.output_initializer,
+            dtype=self.dtype_policy,
+            name="output_projection",
+        )
+        self.output_projection.build((*hidden_states_shape[:-1], self.intermediate_dim))
+        self.built = True
+
+    def call(self, hidden_states):
+        return self.output_projection(self.expansion(hidden_states))
+
+    def compute_output_shape(self, hidden_states_shape):
+        return hidden_states_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "output_initializer": keras.initializers.serialize(self.output_initializer),
+        }
