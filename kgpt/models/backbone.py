@@ -1,0 +1,276 @@
+"""The body of a GPT: embedding and decoder blocks, as a functional model; and its presets."""
+
+import math
+
+import keras
+
+from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
+
+_GPT1 = {
+    "vocabulary_size": 40478,
+    "num_layers": 12,
+    "num_heads": 12,
+    "hidden_dim": 768,
+    "max_sequence_length": 512,
+    "norm_first": False,
+}
+_GPT2 = {"vocabulary_size": 50257, "max_sequence_length": 1024}
+
+# Architectures only. The first five are the papers'; the last three train on a laptop.
+PRESETS = {
+    "gpt1": _GPT1,
+    "gpt2": {**_GPT2, "num_layers": 12, "num_heads": 12, "hidden_dim": 768},
+    "gpt2_medium": {**_GPT2, "num_layers": 24, "num_heads": 16, "hidden_dim": 1024},
+    "gpt2_large": {**_GPT2, "num_layers": 36, "num_heads": 20, "hidden_dim": 1280},
+    "gpt2_xl": {**_GPT2, "num_layers": 48, "num_heads": 25, "hidden_dim": 1600},
+    "gpt_nano": {
+        "vocabulary_size": 4096,
+        "num_layers": 3,
+        "num_heads": 3,
+        "hidden_dim": 96,
+        "max_sequence_length": 128,
+    },
+    "gpt_micro": {
+        "vocabulary_size": 8192,
+        "num_layers": 4,
+        "num_heads": 4,
+        "hidden_dim": 192,
+        "max_sequence_length": 256,
+    },
+    "gpt_mini": {
+        "vocabulary_size": 8192,
+        "num_layers": 6,
+        "num_heads": 6,
+        "hidden_dim": 384,
+        "max_sequence_length": 256,
+    },
+}
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class GPTBackbone(keras.Model):
+    """Token ids in, hidden states out: the stack of decoder blocks that all heads share.
+
+        h_0 = E[token] + P[position]
+        h_l = DecoderBlock(h_{l-1}),  l = 1 ... num_layers     (GPT-1, equation 2)
+
+    With `norm_first=True` (GPT-2) a last layer norm follows, the maps that end in the residual
+    stream start at N(0, 0.02 / sqrt(2 num_layers)) and positions at N(0, 0.01), as in the GPT-2
+    release; everything else starts at N(0, 0.02), biases at 0.
+
+    Args:
+        vocabulary_size: int. Number of tokens.
+        num_layers: int. Number of decoder blocks.
+        num_heads: int. Number of attention heads; must divide `hidden_dim`.
+        hidden_dim: int. Width of the hidden states.
+        intermediate_dim: int. Inner width of the feed-forward networks; 4 x `hidden_dim` if None.
+        dropout: float in [0, 1). Used on the embedding, the attention weights and each
+            sub-layer's output.
+        max_sequence_length: int. Number of learned positions.
+        norm_first: bool. True is GPT-2's block, False is GPT-1's; see `DecoderBlock`.
+        activation: name or function in the feed-forward networks; `"gelu_tanh"` is GPT's.
+        layer_norm_epsilon: float. Added to the variance in layer norms.
+        **kwargs: `name`, `trainable`, and `dtype`: a dtype policy such as `"mixed_bfloat16"`.
+
+    Call arguments:
+        inputs: int tensor `(batch, length)` of token ids, or a dict with
+            - `"token_ids"`: that tensor;
+            - `"padding_mask"`: optional, bool or int `(batch, length)`; True marks real tokens;
+            - `"segment_ids"`: optional, int `(batch, length)`: the number of the document that
+              each token belongs to. Attention stays inside a document and its positions start
+              at 0.
+
+    Returns:
+        float tensor `(batch, length, hidden_dim)`.
+
+    Raises:
+        ValueError: for sizes that do not fit each other, unknown inputs, and sequences longer
+            than `max_sequence_length`.
+
+    Example:
+        backbone = kgpt.GPTBackbone.from_preset("gpt_mini", vocabulary_size=5000)
+        hidden_states = backbone(token_ids)
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int | None = None,
+        dropout: float = 0.1,
+        max_sequence_length: int = 1024,
+        norm_first: bool = True,
+        activation="gelu_tanh",
+        layer_norm_epsilon: float = 1e-5,
+        dtype=None,
+        **kwargs,
+    ):
+        intermediate_dim = intermediate_dim or 4 * hidden_dim
+        _check_sizes(
+            vocabulary_size=vocabulary_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            hidden_dim=hidden_dim,
+            intermediate_dim=intermediate_dim,
+            max_sequence_length=max_sequence_length,
+        )
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+
+        # === Layers ===
+        residual_scale = 0.02 / math.sqrt(2 * num_layers) if norm_first else 0.02
+        embedding = TokenAndPositionEmbedding(
+            vocabulary_size,
+            max_sequence_length,
+            hidden_dim,
+            dropout=dropout,
+            position_initializer=keras.initializers.RandomNormal(
+                stddev=0.01 if norm_first else 0.02
+            ),
+            dtype=policy,
+            name="embedding",
+        )
+        decoder_blocks = [
+            DecoderBlock(
+                num_heads,
+                intermediate_dim,
+                dropout=dropout,
+                norm_first=norm_first,
+                activation=activation,
+                layer_norm_epsilon=layer_norm_epsilon,
+                residual_initializer=keras.initializers.RandomNormal(stddev=residual_scale),
+                dtype=policy,
+                name=f"decoder_block_{i}",
+            )
+            for i in range(num_layers)
+        ]
+        final_norm = None
+        if norm_first:
+            final_norm = keras.layers.LayerNormalization(
+                epsilon=layer_norm_epsilon, dtype=policy, name="final_norm"
+            )
+
+        # === Functional model ===
+        token_ids = keras.Input((None,), dtype="int32", name="token_ids")
+        padding_mask = keras.Input((None,), dtype="bool", name="padding_mask", optional=True)
+        segment_ids = keras.Input((None,), dtype="int32", name="segment_ids", optional=True)
+        h = embedding(token_ids, segment_ids=segment_ids)
+        for block in decoder_blocks:
+            h = block(h, padding_mask=padding_mask, segment_ids=segment_ids)
+        if final_norm is not None:
+            h = final_norm(h)
+        super().__init__(
+            inputs={
+                "token_ids": token_ids,
+                "padding_mask": padding_mask,
+                "segment_ids": segment_ids,
+            },
+            outputs=h,
+            **kwargs,
+        )
+
+        # === Config ===
+        self.embedding = embedding
+        self.decoder_blocks = decoder_blocks
+        self.final_norm = final_norm
+        self.dtype_policy = policy
+        self.vocabulary_size = vocabulary_size
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.intermediate_dim = intermediate_dim
+        self.dropout = dropout
+        self.max_sequence_length = max_sequence_length
+        self.norm_first = norm_first
+        self.activation = self.decoder_blocks[0].feed_forward.activation
+        self.layer_norm_epsilon = layer_norm_epsilon
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "GPTBackbone":
+        """A backbone of a known size, with fresh weights.
+
+        Args:
+            name: one of `kgpt.GPTBackbone.presets()`, such as `"gpt1"` or `"gpt_mini"`.
+            **overrides: constructor arguments that differ from the preset's.
+
+        Raises:
+            ValueError: if there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(
+                f"Unknown preset. Received: name={name!r}. Try one of {', '.join(PRESETS)}."
+            )
+        return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
+    def presets(cls) -> list[str]:
+        """The names that `from_preset` knows."""
+        return list(PRESETS)
+
+    @property
+    def token_embedding(self):
+        """The `keras.layers.ReversibleEmbedding` that the output is tied to."""
+        return self.embedding.token_embedding
+
+    # `call` completes the inputs itself: Keras's own check would insist on all three names.
+    input_spec = None
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(complete_inputs(inputs), training=training, mask=mask)
+
+    def compute_output_spec(self, inputs, training=None, mask=None):
+        token_ids = complete_inputs(inputs)["token_ids"]
+        return keras.KerasTensor((*token_ids.shape, self.hidden_dim), dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "vocabulary_size": self.vocabulary_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout": self.dropout,
+            "max_sequence_length": self.max_sequence_length,
+            "norm_first": self.norm_first,
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def complete_inputs(inputs):
+    """Model inputs as the full dict: token ids alone are enough, what is left out is None.
+
+    Raises:
+        ValueError: if `token_ids` is missing or a name is unknown.
+    """
+    names = ("token_ids", "padding_mask", "segment_ids")
+    if not isinstance(inputs, dict):
+        inputs = {"token_ids": inputs}
+    unknown = sorted(set(inputs) - set(names))
+    if unknown or "token_ids" not in inputs:
+        raise ValueError(
+            'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask" '
+            f'and "segment_ids". Received: a dict with {sorted(inputs)}.'
+        )
+    return {name: inputs.get(name) for name in names}
+
+
+def _check_sizes(**sizes):
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be an int of at least 1. Received: {name}={size!r}.")
+    if sizes["hidden_dim"] % sizes["num_heads"]:
+        divisors = [d for d in range(1, 129) if sizes["hidden_dim"] % d == 0]
+        nearest = min(divisors, key=lambda d: abs(d - sizes["num_heads"]))
+        raise ValueError(
+            f"num_heads must divide hidden_dim. Received: num_heads={sizes['num_heads']}, "
+            f"hidden_dim={sizes['hidden_dim']}. Try num_heads={nearest}."
+        )
