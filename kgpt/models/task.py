@@ -1,0 +1,197 @@
+"""What all heads have in common: a body, a tokenizer, a loss of their own, exact figures."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kgpt import recipes
+
+# A fit of unknown length has no end to decay towards: the rate stays at its peak.
+_UNKNOWN_STEPS = 10**9
+
+
+class Task(keras.Model):
+    """A functional model over a shared `GPTBackbone`, with a loss that needs no full logits.
+
+    `compile()` with no loss trains with the model's own loss. In training and evaluation the model
+    then hands its hidden states to `own_loss`, and what is reported are exact means over what
+    counts, whatever the sizes of the batches. `compile(loss=...)` is plain Keras.
+
+    A subclass defines:
+        own_metrics: list of metrics, the first of them named "loss".
+        own_loss(x, y, hidden_states, outputs, sample_weight, training): the scalar to minimise;
+            updates `own_metrics`.
+        outputs_in_step(inputs, hidden_states): the outputs that the loss or the compiled metrics
+            need beside the hidden states; None for none.
+        standardize_inputs(inputs): inputs in the form that the functional graph has.
+
+    Args:
+        backbone: the `GPTBackbone` underneath.
+        tokenizer: optional `kgpt.Tokenizer`; it is saved in the model's file.
+        inputs: the functional model's inputs.
+        outputs: the functional model's outputs.
+
+    Raises:
+        ValueError: if the tokenizer has more tokens than the backbone.
+    """
+
+    def __init__(self, backbone, inputs, outputs, tokenizer=None, **kwargs):
+        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
+        if tokenizer is not None and tokenizer.vocabulary_size > backbone.vocabulary_size:
+            raise ValueError(
+                "The backbone must have an embedding for each token of the tokenizer. Received: a "
+                f"tokenizer with vocabulary_size={tokenizer.vocabulary_size} and a backbone with "
+                f"vocabulary_size={backbone.vocabulary_size}. Make the backbone with "
+                f"vocabulary_size={tokenizer.vocabulary_size}."
+            )
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.own_metrics = []
+        self._uses_own_loss = False
+        self._in_step_with_own_loss = False
+        self._optimizer_is_default = False
+
+    # === Keras's entry points ===
+
+    # `call` completes the inputs itself: Keras's own check would insist on the optional ones.
+    input_spec = None
+
+    def call(self, inputs, training=None, mask=None):
+        inputs = self.standardize_inputs(inputs)
+        if self._in_step_with_own_loss:
+            hidden_states = self.backbone(inputs, training=training)
+            return hidden_states, self.outputs_in_step(inputs, hidden_states)
+        return super().call(inputs, training=training, mask=mask)
+
+    def compile(self, optimizer="default", loss=None, **kwargs):
+        """As `keras.Model.compile`, with GPT's defaults.
+
+        Args:
+            optimizer: any Keras optimizer. "default" is `kgpt.recipes.pretraining_optimizer` with
+                its schedule laid over the whole of each call to `fit`.
+            loss: any Keras loss on the outputs; None is the model's own.
+            **kwargs: as for `keras.Model.compile`. Metrics see the model's outputs: a language
+                model compiled with metrics makes all logits for them in each step.
+        """
+        self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
+        if self._optimizer_is_default:
+            optimizer = recipes.pretraining_optimizer(_UNKNOWN_STEPS)
+        self._uses_own_loss = loss is None
+        self._compile_loss = self._compile_metrics = None  # of an earlier compile
+        super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and self._optimizer_is_default:
+            config["optimizer"] = "default"
+        return config
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, callbacks=None, **kwargs):
+        self._check_tokens(x, y)
+        if self._optimizer_is_default:
+            # The learning rate of the last fit is part of the compiled step: make a new one.
+            self.train_function = None
+            callbacks = [*_as_list(callbacks), _ScheduleOverFit()]
+        return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        self._check_tokens(x, y)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        self._check_tokens(x)
+        return super().predict(x, *args, **kwargs)
+
+    def _check_tokens(self, x, y=None):
+        """Arrays are checked before anything runs: on an accelerator a wrong id goes unnoticed."""
+        token_ids = x.get("token_ids") if isinstance(x, dict) else x
+        for name, ids in (("token_ids", token_ids), ("next tokens (y)", y)):
+            if not isinstance(ids, np.ndarray) or ids.size == 0:
+                continue
+            least, most = ids.min(), ids.max()
+            if least < 0 or most >= self.backbone.vocabulary_size:
+                raise ValueError(
+                    f"Each id in {name} must lie in [0, {self.backbone.vocabulary_size}), the "
+                    f"backbone's vocabulary. Received: ids from {least} to {most}. Was the text "
+                    "encoded with the tokenizer that the backbone was made for?"
+                )
+
+    def train_step(self, *args):
+        return self._step(super().train_step, args)
+
+    def test_step(self, *args):
+        return self._step(super().test_step, args)
+
+    def _step(self, step, args):
+        self._in_step_with_own_loss = self._uses_own_loss
+        try:
+            return step(*args)
+        finally:
+            self._in_step_with_own_loss = False
+
+    # === Loss and metrics ===
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if not self._in_step_with_own_loss:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        x = self.standardize_inputs(x)
+        hidden_states, outputs = y_pred
+        return self.own_loss(x, y, hidden_states, outputs, sample_weight, training)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if self._in_step_with_own_loss:
+            _, y_pred = y_pred
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    @property
+    def metrics(self):
+        others = [m for m in super().metrics if all(m is not own for own in self.own_metrics)]
+        if not self._uses_own_loss:
+            return others
+        # Keras's own tracker weighs batches by their rows: the first own metric is the exact one.
+        return [*self.own_metrics, *(m for m in others if m is not self._loss_tracker)]
+
+    def regularization(self):
+        """Sum of the losses that layers have added."""
+        return sum((ops.sum(loss) for loss in self.losses), start=0.0)
+
+    # === Config ===
+
+    def get_config(self):
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "tokenizer": keras.saving.serialize_keras_object(self.tokenizer),
+            "name": self.name,
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for part in ("backbone", "tokenizer"):
+            config[part] = keras.saving.deserialize_keras_object(
+                config[part], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+
+class _ScheduleOverFit(keras.callbacks.Callback):
+    """Lays the default optimizer's schedule over the fit that begins."""
+
+    def on_train_begin(self, logs=None):
+        optimizer = self.model.optimizer
+        steps = self.params.get("steps")
+        steps = steps * self.params["epochs"] if steps else _UNKNOWN_STEPS
+        optimizer.learning_rate = recipes.WarmupCosine(
+            recipes.PRETRAINING_RATE, steps, start=int(optimizer.iterations)
+        )
+
+
+def _as_list(callbacks):
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
