@@ -1,0 +1,216 @@
+"""Text files -> one token file on disk; the Python standard library as a corpus."""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from kgpt.text import document_pieces
+
+_NOT_LIBRARY_CODE = {
+    "site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3"
+}  # fmt: skip
+_PIECE_LENGTH = 2**17  # characters; many pieces for each batch keep every core busy
+_BATCH_LENGTH = 2**22  # characters encoded at once
+_BATCH_PIECES = 2**13
+
+
+class WrittenTokens(NamedTuple):
+    """What `write_tokens` wrote."""
+
+    path: Path
+    num_tokens: int
+    num_documents: int
+    validation_path: Path | None = None
+    num_validation_tokens: int = 0
+    num_validation_documents: int = 0
+
+
+def standard_library_files() -> list[Path]:
+    """List the Python files of the standard library: a real corpus that needs no download.
+
+    Tests, installed packages, IDLE and lib2to3 are left out, and so are files that are empty or
+    not UTF-8. The corpus is about 10 MB; it differs a little from one Python version to another.
+
+    Returns:
+        list of `pathlib.Path`, sorted.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    return [
+        file
+        for file in sorted(library.rglob("*.py"))
+        if not _NOT_LIBRARY_CODE.intersection(file.relative_to(library).parts)
+        and _is_utf8_text(file)
+    ]
+
+
+def write_tokens(
+    files_or_texts: str | os.PathLike | Iterable[str | os.PathLike],
+    tokenizer,
+    path: str | os.PathLike,
+    validation_fraction: float = 0.0,
+    errors: str = "strict",
+    end_of_text: bool = True,
+    progress: bool = True,
+) -> WrittenTokens:
+    """Encode text, on all cores and in bounded memory, and write its tokens into one file.
+
+    The file is a 1-D `.npy` array, `uint16` if the vocabulary has no more than 65,536 tokens and
+    `uint32` otherwise; `np.load(path, mmap_mode="r")` reads it. Its folder is made if need be.
+    The final name appears only when the file is complete: until then the tokens go to a
+    `*.partial` file in the same folder, which an error removes (a killed process leaves it).
+
+    With a `validation_fraction` whole documents are held out into a second file beside the first:
+    `corpus/train.npy` gets `corpus/train.validation.npy`. A hash of a document's text (its first
+    131,072 characters) decides, so a document stays on its side when the corpus is reordered or
+    grows, and copies of it are never on both sides. The share is of documents and approximate.
+
+    Args:
+        files_or_texts: a path, a text, or an iterable of them, as in `kgpt.text.documents`.
+        tokenizer: `kgpt.Tokenizer`.
+        path: where to write; ends in `.npy`.
+        validation_fraction: float in [0, 1). Share of the documents to hold out.
+        errors: `"strict"` or `"replace"`, for bytes that are not UTF-8.
+        end_of_text: whether to write the tokenizer's end-of-text token after each document.
+        progress: whether to show a progress bar, which counts tokens.
+
+    Returns:
+        `WrittenTokens`, a named tuple: `path`, `num_tokens`, `num_documents`, and the same of the
+        validation file (`validation_path` is `None` without one).
+
+    Raises:
+        ValueError: if an argument is wrong, the tokenizer has no end-of-text token, the text is
+            empty or not UTF-8, or no document falls on one of the two sides.
+        FileNotFoundError: if a source file does not exist.
+    """
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise ValueError(f'path must end in ".npy". Received: path={str(path)!r}.')
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(
+            "validation_fraction must be at least 0 and less than 1. "
+            f"Received: validation_fraction={validation_fraction}. Try 0.05."
+        )
+    if end_of_text and tokenizer.end_of_text_id is None:
+        raise ValueError(
+            "The tokenizer has no token to mark the end of a document. "
+            "Received: end_of_text_id=None. Try end_of_text=False to join documents unmarked."
+        )
+    ending = [tokenizer.end_of_text_id] if end_of_text else []
+    dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 2**16 else "<u4")
+    paths = [path, path.with_suffix(".validation.npy")] if validation_fraction else [path]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(_TokenFile(path, dtype)) for path in paths]
+        pieces = document_pieces(files_or_texts, errors, _PIECE_LENGTH)
+        _encode(_choose_file(pieces, validation_fraction), tokenizer, ending, files, progress)
+        for file in files:
+            if not file.num_tokens:
+                raise ValueError(
+                    f"There are no tokens for {file.path}. Received: "
+                    f"{sum(file.num_documents for file in files)} documents, "
+                    f"validation_fraction={validation_fraction}. "
+                    "Try another validation_fraction, or split the text into more documents."
+                )
+            file.complete()
+        for file in files:
+            os.replace(file.partial_path, file.path)
+    counts = [(file.path, file.num_tokens, file.num_documents) for file in files]
+    return WrittenTokens(*itertools.chain.from_iterable(counts))
+
+
+def _encode(
+    pieces: Iterable[tuple[str, bool, int]],
+    tokenizer,
+    ending: list[int],
+    files: list["_TokenFile"],
+    progress: bool,
+):
+    """Write the tokens of each piece to its file, and `ending` after each document."""
+    bar = keras.utils.Progbar(None, unit_name="token", verbose=int(progress))
+    for batch in _batches(pieces):
+        token_ids = tokenizer.encode_batch([text for text, _, _ in batch])
+        for ids, (_, ends_document, file) in zip(token_ids, batch, strict=True):
+            files[file].append(ids + ending if ends_document else ids, ends_document)
+        bar.update(sum(file.num_tokens for file in files))
+    bar.update(sum(file.num_tokens for file in files), finalize=True)
+
+
+class _TokenFile:
+    """A 1-D `.npy` file that grows; its name is `partial_path` until it is renamed."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        self.path = path
+        self.partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self.dtype = dtype
+        self.num_tokens = self.num_documents = 0
+        self.stream = self.partial_path.open("wb")
+        self._write_header()
+
+    def append(self, token_ids: list[int], ends_document: bool):
+        self.stream.write(np.asarray(token_ids, self.dtype).tobytes())
+        self.num_tokens += len(token_ids)
+        self.num_documents += ends_document
+
+    def complete(self):
+        self.stream.seek(0)
+        self._write_header()
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.stream.close()
+        self.partial_path.unlink(missing_ok=True)
+
+    def _write_header(self):
+        # numpy leaves room in the header for the first axis to grow: its size stays the same
+        description = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": False,
+            "shape": (self.num_tokens,),
+        }
+        np.lib.format.write_array_header_1_0(self.stream, description)
+
+
+def _choose_file(
+    pieces: Iterable[tuple[str, bool]], validation_fraction: float
+) -> Iterator[tuple[str, bool, int]]:
+    """Add to each piece the file of its document: 0 for training, 1 for validation."""
+    begins_document = True
+    for text, ends_document in pieces:
+        if begins_document:
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            file = int(int.from_bytes(digest) / 2**64 < validation_fraction)
+        yield text, ends_document, file
+        begins_document = ends_document
+
+
+def _batches(pieces: Iterable[tuple[str, bool, int]]) -> Iterator[list[tuple[str, bool, int]]]:
+    batch, length = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        length += len(piece[0])
+        if length >= _BATCH_LENGTH or len(batch) == _BATCH_PIECES:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
+def _is_utf8_text(file: Path) -> bool:
+    try:
+        return bool(file.read_bytes().decode())
+    except UnicodeDecodeError:
+        return False

@@ -1,0 +1,343 @@
+"""Token file -> shuffled, resumable training windows."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras.src.trainers.data_adapters import data_adapter_utils
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+
+_READ_THREADS = 4  # they overlap the page faults of a file that is not in memory
+_BATCHES_AHEAD = 8
+
+
+def windows(
+    path: str | os.PathLike,
+    sequence_length: int,
+    batch_size: int,
+    seed: int | None = None,
+    *,
+    random_offset: bool = False,
+    segment_ids: bool = False,
+    end_of_text_id: int | None = None,
+    vocabulary_size: int | None = None,
+    drop_remainder: bool | None = None,
+    repeat: bool = False,
+    shard_index: int | None = None,
+    shard_count: int | None = None,
+) -> "TokenWindows":
+    """Cut a token file into training windows, for `fit`, `evaluate`, `predict` or a loop.
+
+    Window `i` reads tokens `[i * length, i * length + length]`: the inputs are all but the last,
+    the targets all but the first, so every token except the first is a target once in each pass
+    (the last `(num_tokens - 1) % length` tokens of the file do not fill a window). The file is
+    memory-mapped and may be larger than memory; replace it by another if you like, but do not
+    write into it while it is read.
+
+    Args:
+        path: a 1-D integer `.npy` file, as written by `write_tokens`.
+        sequence_length: int. Tokens in a window.
+        batch_size: int. Windows in a batch (of each process, if there are several).
+        seed: optional int. With a seed each pass visits all windows in another random order,
+            the same in every run; without one the order is the file's, for validation.
+        random_offset: whether each pass starts at another of the first `sequence_length` tokens,
+            so that windows are not always cut at the same places. Needs a seed.
+        segment_ids: whether to number the documents in a window, so that attention stays inside
+            a document. The end-of-text token belongs to the document that it ends; its target
+            would be the next document's first token and gets `sample_weight` 0.
+        end_of_text_id: int. Needed with `segment_ids`.
+        vocabulary_size: optional int. If given, the whole file is checked for larger token ids.
+        drop_remainder: whether to leave out a last batch of fewer windows. By default true with
+            a seed (fixed shapes in training) and false without (no window is left out).
+        repeat: whether the passes follow each other without end, for `fit` with `steps_per_epoch`.
+            Without it, an epoch of Keras is a pass.
+        shard_index: optional int. Which part of the windows this process reads. By default JAX's
+            process index on the JAX backend, otherwise 0.
+        shard_count: optional int. How many parts there are; each has as many batches.
+
+    Returns:
+        `TokenWindows`. Each batch is `(x, y)`, or `(x, y, sample_weight)` with `segment_ids`:
+        `x["token_ids"]`, `x["segment_ids"]` and `y` are int32 `(batch, sequence_length)` and
+        `sample_weight` is float32 of the same shape.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a 1-D integer array, is shorter than one window or batch
+            or has ids outside the vocabulary, and for wrong arguments.
+    """
+    for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")
+    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
+        raise ValueError(f"seed must be a non-negative integer. Received: seed={seed!r}.")
+    if random_offset and seed is None:
+        raise ValueError("random_offset needs a seed. Received: seed=None. Try seed=0.")
+    if segment_ids and end_of_text_id is None:
+        raise ValueError(
+            "segment_ids needs the token that ends a document. Received: end_of_text_id=None. "
+            "Try end_of_text_id=tokenizer.end_of_text_id."
+        )
+    if (shard_index is None) != (shard_count is None):
+        raise ValueError(
+            "shard_index and shard_count go together. "
+            f"Received: shard_index={shard_index}, shard_count={shard_count}."
+        )
+    if shard_count is None:
+        shard_index, shard_count = _process()
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(
+            "shard_index must be at least 0 and less than shard_count. "
+            f"Received: shard_index={shard_index}, shard_count={shard_count}."
+        )
+    if vocabulary_size is not None:
+        _check_token_ids(_open(path), path, vocabulary_size)
+    return TokenWindows(
+        path=Path(path),
+        sequence_length=int(sequence_length),
+        batch_size=int(batch_size),
+        seed=None if seed is None else int(seed),
+        random_offset=random_offset,
+        end_of_text_id=end_of_text_id if segment_ids else None,
+        drop_remainder=seed is not None if drop_remainder is None else drop_remainder,
+        repeat=repeat,
+        shard_index=shard_index,
+        shard_count=shard_count,
+    )
+
+
+class TokenWindows(DataAdapter):
+    """The batches of `windows`: `len()` is the batches in a pass, iteration runs so many.
+
+    Batches are numbered through all passes: batch `n` is batch `n % len()` of pass `n // len()`
+    and depends on nothing else. An iteration starts at the position, in general the beginning of
+    a pass, and gives as many batches as a pass has (with `repeat`, it never ends). Only then does
+    the position move, so an iteration that stops half-way (Keras looks at a first batch before
+    training) starts again at the same place.
+
+    To resume in the middle of a pass, a callback counts batches, as it alone knows what was
+    trained on and not just read ahead; `kgpt.callbacks.ResumableCheckpoint` does so::
+
+        def on_train_begin(self, logs=None):
+            self.state = train.get_state()
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.state["next_batch"] += self.model.steps_per_execution
+
+    and a fresh process calls `train.set_state(state)` before `fit`, or in a callback's
+    `on_train_begin`.
+    """
+
+    # A Keras data adapter, and not a `PyDataset`, because each iterator must know its own place:
+    # a PyDataset sees only indices, which TensorFlow requests ahead in a thread, so it cannot
+    # tell a finished pass from a look at the first batches.
+
+    def __init__(self, **config):
+        self._config = config
+        self._next_batch = 0
+        self._epoch_start, self._batches_read = None, 0
+        self._checked_sizes = set()
+        self._tokens = tokens = _open(config["path"])
+        length, batch_size = config["sequence_length"], config["batch_size"]
+        spare = length - 1 if config["random_offset"] else 0
+        self._num_windows = max(0, len(tokens) - 1 - spare) // length
+        shard_windows = self._num_windows // config["shard_count"]
+        remainder = 0 if config["drop_remainder"] else batch_size - 1
+        self._num_batches = (shard_windows + remainder) // batch_size
+        if not self._num_batches:
+            raise ValueError(
+                "The token file is shorter than one batch. "
+                f"Received: {len(tokens)} tokens in {config['path']}, which give {shard_windows} "
+                f"windows for each of {config['shard_count']} processes; sequence_length={length}, "
+                f"batch_size={batch_size}. Try a smaller batch_size or sequence_length."
+            )
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[tuple]:
+        import grain
+
+        start = self._next_batch
+        end = start + len(self)
+        all_passes = self._order().repeat().map_with_index(self._read)
+        batches = iter(all_passes.to_iter_dataset(grain.ReadOptions(_READ_THREADS, _BATCHES_AHEAD)))
+        batches.set_state({"next_index": start})
+        try:
+            for next_batch, batch in enumerate(batches, start + 1):
+                self._batches_read += 1
+                ends = next_batch == end and not self._config["repeat"]
+                if ends:
+                    self._next_batch = end
+                yield batch
+                if ends:
+                    return
+        finally:
+            batches.close()
+
+    def get_state(self) -> dict:
+        """Tell where the next iteration starts, as a JSON-able dict.
+
+        Returns:
+            dict with `"next_batch"`, the number of the batch (see above), and what the numbers
+            depend on: `"num_tokens"`, `"sequence_length"`, `"batch_size"`, `"seed"` and the like.
+        """
+        config = {key: value for key, value in self._config.items() if key != "path"}
+        return {"next_batch": self._next_batch, "num_tokens": len(self._tokens), **config}
+
+    def set_state(self, state: dict):
+        """Let the next iteration start where `state` says.
+
+        Args:
+            state: dict from `get_state`, perhaps with another `"next_batch"`.
+
+        Raises:
+            ValueError: if the state belongs to other windows.
+        """
+        own = self.get_state()
+        differing = {key: value for key, value in state.items() if own.get(key, value) != value}
+        differing.pop("next_batch", None)
+        if differing or state.get("next_batch", -1) < 0:
+            raise ValueError(
+                "The state must come from the same windows. "
+                f"Received: state={state}, for windows with {own}."
+            )
+        self._next_batch, self._epoch_start = int(state["next_batch"]), None
+
+    def check_vocabulary(self, vocabulary_size: int):
+        """Raise ValueError if the file has a token id that the vocabulary has not.
+
+        Reads the whole file once for each size asked for.
+        """
+        if vocabulary_size not in self._checked_sizes:
+            _check_token_ids(self._tokens, self._config["path"], vocabulary_size)
+            self._checked_sizes.add(vocabulary_size)
+
+    def _order(self):
+        """The window numbers of each batch, as a grain dataset of int64 `(batch,)`."""
+        import grain
+
+        config = self._config
+        order = grain.MapDataset.range(self._num_windows)
+        if config["seed"] is not None:
+            # grain adds the pass to the seed: spread seeds, so that 0 and 1 share no orders
+            spread = np.random.SeedSequence(config["seed"]).generate_state(1)
+            order = order.shuffle(seed=int(spread[0]))
+        in_all_shards = self._num_windows // config["shard_count"] * config["shard_count"]
+        order = order[config["shard_index"] : in_all_shards : config["shard_count"]]
+        return order.batch(
+            config["batch_size"], drop_remainder=config["drop_remainder"], batch_fn=np.asarray
+        )
+
+    def _read(self, batch_number: int, window_numbers: np.ndarray) -> tuple:
+        length, end_of_text_id = self._config["sequence_length"], self._config["end_of_text_id"]
+        starts = window_numbers * length + self._offset(batch_number // len(self))
+        every_window = np.lib.stride_tricks.sliding_window_view(self._tokens, length + 1)
+        tokens = every_window[starts].astype("int32")  # (batch, length + 1)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        if end_of_text_id is None:
+            return {"token_ids": inputs}, targets
+        ends = inputs == end_of_text_id
+        segment_ids = np.cumsum(ends, axis=1, dtype="int32") - ends
+        weights = 1 - ends.astype("float32")
+        return {"token_ids": inputs, "segment_ids": segment_ids}, targets, weights
+
+    def _offset(self, number_of_pass: int) -> int:
+        if not self._config["random_offset"]:
+            return 0
+        generator = np.random.default_rng((self._config["seed"], number_of_pass))
+        return int(generator.integers(self._config["sequence_length"]))
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self._config.items())
+        return f"TokenWindows({arguments})"
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "_tokens"}
+
+    def __setstate__(self, state: dict):
+        self.__dict__.update(state)
+        self._tokens = _open(self._config["path"])
+
+    # What Keras asks of a data adapter.
+
+    def get_numpy_iterator(self):
+        return iter(self)
+
+    def get_jax_iterator(self):
+        return iter(self)
+
+    def get_torch_dataloader(self):
+        return data_adapter_utils.get_torch_dataloader(self)
+
+    def get_tf_dataset(self):
+        import tensorflow as tf
+
+        batch_size = self._config["batch_size"] if self._config["drop_remainder"] else None
+        shape = (batch_size, self._config["sequence_length"])
+        example = self._read(0, np.zeros(1, int))
+        signature = keras.tree.map_structure(lambda a: tf.TensorSpec(shape, a.dtype), example)
+        return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
+
+    def on_epoch_begin(self):
+        self._epoch_start, self._batches_read = self._next_batch, 0
+
+    def on_epoch_end(self):
+        self._epoch_start = None
+
+    @property
+    def num_batches(self) -> int | None:
+        if self._config["repeat"]:
+            return None
+        # Keras asks again after its look at a first batch (JAX reads one more ahead). If that was
+        # the last one of an iteration, it moved the position: move it back.
+        if self._epoch_start is not None and self._batches_read <= 2:
+            self._next_batch = self._epoch_start
+        return len(self)
+
+
+def _open(path: str | os.PathLike) -> np.ndarray:
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no token file. Received: path={str(path)!r}. "
+            "Try kgpt.data.write_tokens to make one."
+        ) from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"The token file is not a .npy array: {error}. Received: path={str(path)!r}. "
+            "Try kgpt.data.write_tokens to make one."
+        ) from error
+    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        kind = (
+            f"shape {tokens.shape} and dtype {tokens.dtype}"
+            if isinstance(tokens, np.ndarray)
+            else "several arrays"
+        )
+        raise ValueError(
+            "The token file must hold a 1-D array of integers. "
+            f"Received: path={str(path)!r} with {kind}."
+        )
+    return tokens
+
+
+def _check_token_ids(tokens: np.ndarray, path, vocabulary_size: int, block: int = 2**22):
+    for start in range(0, len(tokens), block):
+        part = tokens[start : start + block]
+        if part.max() >= vocabulary_size or part.min() < 0:
+            wrong = int(np.argmax((part >= vocabulary_size) | (part < 0)))
+            raise ValueError(
+                "The token file has an id outside the vocabulary. "
+                f"Received: id {part[wrong]} at position {start + wrong} of {path}, "
+                f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
+            )
+
+
+def _process() -> tuple[int, int]:
+    if keras.backend.backend() != "jax":
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
