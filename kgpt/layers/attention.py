@@ -59,7 +59,7 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def build(self, hidden_states_shape):
         hidden_dim = hidden_states_shape[-1]
-        if hidden_dim is None or hidden_dim % self.num_heads:
+        if hidden_dim is None or self.num_heads < 1 or hidden_dim % self.num_heads:
             raise ValueError(
                 "num_heads must divide the width of the input. "
                 f"Received: num_heads={self.num_heads}, width={hidden_dim}."
@@ -93,19 +93,26 @@ class CausalSelfAttention(keras.layers.Layer):
 
         Args:
             hidden_states: float tensor `(batch, new, hidden_dim)`: the new positions.
-            cache: pair of float tensors `(batch, slots, heads, head_dim)`: keys and values.
+            cache: pair of float tensors `(batch, heads, slots, head_dim)`: keys and values; None
+                for a new cache with just as many slots as there are new positions.
             cache_index: int scalar. The slot of the first new position.
             visible: bool tensor `(batch, new, slots)`: which slots a new position sees.
 
         Returns:
             The output `(batch, new, hidden_dim)` and the cache with the new keys and values in it.
         """
-        query, key, value = self._project(hidden_states)
-        keys, values = cache
-        keys = ops.slice_update(keys, (0, cache_index, 0, 0), ops.cast(key, keys.dtype))
-        values = ops.slice_update(values, (0, cache_index, 0, 0), ops.cast(value, values.dtype))
-        attended = attend_explicitly(query, keys, values, visible[:, None])
-        return self._merge(attended), (keys, values)
+        query, keys, values = (
+            ops.transpose(x, (0, 2, 1, 3)) for x in self._project(hidden_states)
+        )  # each (batch, heads, new, head_dim)
+        if cache is not None:
+            start = (0, 0, cache_index, 0)
+            keys = ops.slice_update(cache[0], start, keys)
+            values = ops.slice_update(cache[1], start, values)
+        query = ops.transpose(query * (1 / math.sqrt(query.shape[-1])), (0, 1, 3, 2))
+        # Keys first: the transpose is of the scores then, which are small, and not of the cache.
+        scores = ops.transpose(ops.matmul(keys, query), (0, 1, 3, 2))
+        attended = ops.matmul(_softmax(scores, visible[:, None]), values)
+        return self._merge(ops.transpose(attended, (0, 2, 1, 3))), (keys, values)
 
     def _project(self, hidden_states):
         """Queries, keys and values, each `(batch, length, heads, head_dim)`."""
@@ -193,9 +200,13 @@ def attend_explicitly(query, key, value, visible, dropout=None):
     query = ops.transpose(query * (1 / math.sqrt(head_dim)), (0, 2, 1, 3))
     key = ops.transpose(key, (0, 2, 3, 1))  # (batch, heads, head_dim, key length)
     value = ops.transpose(value, (0, 2, 1, 3))
-    scores = ops.cast(ops.matmul(query, key), "float32")  # (batch, heads, query, key)
-    scores = scores + ops.where(visible, 0.0, -1e9)
-    weights = ops.cast(ops.softmax(scores), value.dtype)
+    weights = _softmax(ops.matmul(query, key), visible)  # (batch, heads, query, key)
     if dropout is not None:
         weights = dropout(weights, training=True)
     return ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+
+
+def _softmax(scores, visible):
+    """Softmax over the visible keys, in float32 whatever the dtype is."""
+    weights = ops.softmax(ops.cast(scores, "float32") + ops.where(visible, 0.0, -1e9))
+    return ops.cast(weights, scores.dtype)

@@ -122,7 +122,7 @@ class DecoderBlock(keras.layers.Layer):
 
     def _join(self, h, attention, training):
         def dropout(x):
-            return self.dropout_layer(x, training=training)
+            return x if training is False else self.dropout_layer(x, training=training)
 
         if self.norm_first:
             n = h + dropout(attention(self.attention_norm(h)))

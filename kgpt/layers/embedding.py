@@ -118,10 +118,16 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
 
 
 def normal_initializer(initializer):
-    """The initializer that was asked for, or else GPT's N(0, 0.02) (GPT-1, section 4.1)."""
+    """The initializer that was asked for, or else GPT's N(0, 0.02) (GPT-1, section 4.1).
+
+    Always a new one: an initializer gives the same numbers at each call, so no two weights may
+    share it.
+    """
     if initializer is None:
         return keras.initializers.RandomNormal(stddev=0.02)
-    return keras.initializers.get(initializer)
+    initializer = keras.initializers.get(initializer)
+    is_object = isinstance(initializer, keras.initializers.Initializer)
+    return initializer.clone() if is_object else initializer
 
 
 def _positions(token_ids, segment_ids):

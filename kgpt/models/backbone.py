@@ -107,7 +107,8 @@ class GPTBackbone(keras.Model):
         dtype=None,
         **kwargs,
     ):
-        intermediate_dim = intermediate_dim or 4 * hidden_dim
+        if intermediate_dim is None:
+            intermediate_dim = 4 * hidden_dim
         _check_sizes(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
@@ -221,7 +222,8 @@ class GPTBackbone(keras.Model):
 
     def compute_output_spec(self, inputs, training=None, mask=None):
         token_ids = complete_inputs(inputs)["token_ids"]
-        return keras.KerasTensor((*token_ids.shape, self.hidden_dim), dtype=self.compute_dtype)
+        shape = self.embedding.compute_output_shape(token_ids.shape)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
         return {
@@ -252,13 +254,14 @@ def complete_inputs(inputs):
         ValueError: if `token_ids` is missing or a name is unknown.
     """
     names = ("token_ids", "padding_mask", "segment_ids")
-    if not isinstance(inputs, dict):
-        inputs = {"token_ids": inputs}
-    unknown = sorted(set(inputs) - set(names))
-    if unknown or "token_ids" not in inputs:
+    is_dict = isinstance(inputs, dict)
+    if not is_dict and not isinstance(inputs, (list, tuple)):
+        return {"token_ids": inputs, "padding_mask": None, "segment_ids": None}
+    if not is_dict or "token_ids" not in inputs or set(inputs) - set(names):
+        received = f"a dict with {sorted(inputs)}" if is_dict else f"a {type(inputs).__name__}"
         raise ValueError(
             'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask" '
-            f'and "segment_ids". Received: a dict with {sorted(inputs)}.'
+            f'and "segment_ids". Received: {received}.'
         )
     return {name: inputs.get(name) for name in names}
 

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kgpt import generation
 from kgpt.losses import Perplexity, next_token_loss
 from kgpt.models.backbone import complete_inputs
 from kgpt.models.task import Task
@@ -84,8 +85,6 @@ class CausalLM(Task):
 
     def generate(self, prompts, max_new_tokens=100, **kwargs):
         """Continues text or token ids; see `kgpt.generation.generate`."""
-        from kgpt import generation
-
         return generation.generate(self, prompts, max_new_tokens, **kwargs)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from kgpt import recipes
+from kgpt.data.windows import TokenWindows
 
 # A fit of unknown length has no end to decay towards: the rate stays at its peak.
 _UNKNOWN_STEPS = 10**9
@@ -96,7 +97,12 @@ class Task(keras.Model):
             # The learning rate of the last fit is part of the compiled step: make a new one.
             self.train_function = None
             callbacks = [*_as_list(callbacks), _ScheduleOverFit()]
-        return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+        self.training_data = x
+        self.fit_began_at_step = None
+        try:
+            return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+        finally:
+            self.training_data = None
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         self._check_tokens(x, y)
@@ -107,7 +113,10 @@ class Task(keras.Model):
         return super().predict(x, *args, **kwargs)
 
     def _check_tokens(self, x, y=None):
-        """Arrays are checked before anything runs: on an accelerator a wrong id goes unnoticed."""
+        """Checked before anything runs, since on an accelerator a wrong id goes unnoticed."""
+        if isinstance(x, TokenWindows):
+            x.check_vocabulary(self.backbone.vocabulary_size)
+            return
         token_ids = x.get("token_ids") if isinstance(x, dict) else x
         for name, ids in (("token_ids", token_ids), ("next tokens (y)", y)):
             if not isinstance(ids, np.ndarray) or ids.size == 0:
@@ -180,14 +189,17 @@ class Task(keras.Model):
 
 
 class _ScheduleOverFit(keras.callbacks.Callback):
-    """Lays the default optimizer's schedule over the fit that begins."""
+    """Lays the default optimizer's schedule over the fit that begins, or that is resumed."""
 
     def on_train_begin(self, logs=None):
-        optimizer = self.model.optimizer
+        model = self.model
         steps = self.params.get("steps")
         steps = steps * self.params["epochs"] if steps else _UNKNOWN_STEPS
-        optimizer.learning_rate = recipes.WarmupCosine(
-            recipes.PRETRAINING_RATE, steps, start=int(optimizer.iterations)
+        start = model.fit_began_at_step
+        if start is None:
+            start = int(model.optimizer.iterations)
+        model.optimizer.learning_rate = recipes.WarmupCosine(
+            recipes.PRETRAINING_RATE, steps, start=start
         )
 
 

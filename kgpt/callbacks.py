@@ -1,0 +1,195 @@
+"""Callbacks for long runs: carry on after a crash, see samples while training."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import keras
+
+
+class ResumableCheckpoint(keras.callbacks.Callback):
+    """Keeps the state of training in a folder, so that the same script goes on where it stopped.
+
+    Saved are weights, optimizer, random states, the epoch, and the place in the data if it comes
+    from `kgpt.data.windows`: a run that was killed and started again sees the same batches as one
+    that was not. A checkpoint appears in the folder only when it is complete, and the one before
+    it goes only then, so that a kill at any moment leaves one to go on from.
+
+    The steps are counted through the whole run. Where a run was killed in the middle of an epoch,
+    the epochs of the resumed one begin there: the last one is the shorter. (On the PyTorch backend
+    dropout then draws other numbers than in a run that was not killed.)
+
+    A finished run stays finished: `fit` with its folder restores the end and trains no further.
+    For a fresh start, take another folder or delete this one.
+
+    Args:
+        folder: where to keep the state; made if need be.
+        save_freq: `"epoch"`, or int: save after so many steps, and after each epoch. Steps need
+            data that can continue in the middle of an epoch, as `kgpt.data.windows` can.
+
+    Raises:
+        ValueError: for another `save_freq`, and, when training begins, for steps without such data
+            or a checkpoint that does not fit the model or the data.
+
+    Example:
+        lm.fit(train, epochs=10, callbacks=[kgpt.callbacks.ResumableCheckpoint("run/")])
+    """
+
+    def __init__(self, folder: str | os.PathLike, save_freq: str | int = "epoch"):
+        super().__init__()
+        is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
+        if save_freq != "epoch" and not is_count:
+            raise ValueError(
+                'save_freq must be "epoch" or a positive number of steps. '
+                f"Received: save_freq={save_freq!r}."
+            )
+        self.folder = Path(folder)
+        self.save_freq = save_freq
+
+    def on_train_begin(self, logs=None):
+        model = self.model
+        self.data = getattr(model, "training_data", None)
+        self._resumable = hasattr(self.data, "set_state")
+        if self.save_freq != "epoch" and not self._resumable:
+            raise ValueError(
+                "Saving between epochs needs data that can continue in the middle of an epoch. "
+                f"Received: save_freq={self.save_freq} with data of type "
+                f'{type(self.data).__name__}. Try save_freq="epoch", or kgpt.data.windows.'
+            )
+        self._first_step = int(model.optimizer.iterations)
+        self._epoch, self._steps = 0, 0  # done in the whole run
+        self._steps_in_epoch = self._saved_at = 0
+        self._data_start = self.data.get_state() if self._resumable else None
+        checkpoint = self._latest()
+        if checkpoint is not None:
+            self._restore(model, checkpoint)
+
+    def _restore(self, model, checkpoint):
+        progress = json.loads((checkpoint / "progress.json").read_text())
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        try:
+            model.load_weights(checkpoint / "state.weights.h5")
+        except ValueError as error:
+            raise ValueError(
+                f"The checkpoint in {self.folder} is of another model: {error} "
+                "Take another folder, or delete this one to start afresh."
+            ) from error
+        _set_random_states(model, progress["random_states"])
+        self._first_step = progress["first_step"]
+        self._epoch, self._steps = progress["epoch"], progress["steps"]
+        self._saved_at = self._steps
+        if self._resumable and progress["data"] is not None:
+            self._data_start = progress["data"]
+            self.data.set_state(self._data_state())
+        if self.params["steps"]:
+            self._epoch = self._steps // self.params["steps"]
+        model._initial_epoch = self._epoch  # as keras.callbacks.BackupAndRestore does
+        model.fit_began_at_step = self._first_step
+        print(f"Resuming from {checkpoint}: {self._steps} steps done")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._steps_in_epoch = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps += batch + 1 - self._steps_in_epoch
+        self._steps_in_epoch = batch + 1
+        if self.save_freq != "epoch" and self._steps - self._saved_at >= self.save_freq:
+            self._save()
+        if self.params["steps"] and self._steps >= self.params["steps"] * self.params["epochs"]:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._epoch = epoch + 1
+        if self._saved_at < self._steps:
+            self._save()
+
+    def _data_state(self):
+        if self._data_start is None:
+            return None
+        return {**self._data_start, "next_batch": self._data_start["next_batch"] + self._steps}
+
+    def _save(self):
+        model = self.model
+        self._saved_at = self._steps
+        progress = {
+            "epoch": self._epoch,
+            "steps": self._steps,
+            "first_step": self._first_step,
+            "data": self._data_start,
+            "random_states": _random_states(model),
+        }
+        earlier = self._checkpoints()
+        number = 1 + (_number(earlier[-1]) if earlier else 0)
+        partial = self.folder / f"checkpoint-{number:08d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_weights(partial / "state.weights.h5")
+        (partial / "progress.json").write_text(json.dumps(progress))
+        os.replace(partial, self.folder / f"checkpoint-{number:08d}")
+        for checkpoint in earlier:
+            shutil.rmtree(checkpoint)
+
+    def _checkpoints(self):
+        return sorted(
+            path for path in self.folder.glob("checkpoint-*") if path.suffix != ".partial"
+        )
+
+    def _latest(self):
+        checkpoints = self._checkpoints()
+        return checkpoints[-1] if checkpoints else None
+
+
+def _number(checkpoint):
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _seeds(model):
+    """The states of the model's random generators, which weight files leave out."""
+    return [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
+
+
+def _random_states(model):
+    states = {"seeds": [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(model)]}
+    if keras.config.backend() == "torch":  # its dropout draws from generators of its own
+        import torch
+
+        states["torch"] = torch.get_rng_state().tolist()
+        states["torch_cuda"] = [state.tolist() for state in torch.cuda.get_rng_state_all()]
+    return states
+
+
+def _set_random_states(model, states):
+    for seed, state in zip(_seeds(model), states["seeds"], strict=True):
+        seed.assign(state)
+    if keras.config.backend() == "torch" and "torch" in states:
+        import torch
+
+        torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+        if len(states["torch_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(
+                [torch.tensor(state, dtype=torch.uint8) for state in states["torch_cuda"]]
+            )
+
+
+class GenerateSamples(keras.callbacks.Callback):
+    """Prints what the model writes after each epoch.
+
+    Args:
+        prompts: str or list of str to continue.
+        max_new_tokens: int.
+        **kwargs: further arguments of `CausalLM.generate`, such as `sampler`.
+    """
+
+    def __init__(self, prompts, max_new_tokens: int = 50, **kwargs):
+        super().__init__()
+        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self.max_new_tokens = max_new_tokens
+        self.kwargs = kwargs
+
+    def on_epoch_end(self, epoch, logs=None):
+        texts = self.model.generate(self.prompts, self.max_new_tokens, **self.kwargs)
+        print()
+        for text in texts:
+            print(text, end="\n\n")

@@ -1,0 +1,156 @@
+import os
+
+import keras
+import numpy as np
+import pytest
+
+import kgpt
+
+VOCABULARY, LENGTH, BATCH = 20, 8, 4
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(steps):
+    """A callback that ends training as abruptly as Python allows."""
+    seen = []
+
+    def count(batch, logs):
+        seen.append(batch)
+        if len(seen) == steps:
+            raise Killed
+
+    return keras.callbacks.LambdaCallback(on_train_batch_end=count)
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "tokens.npy", rng.integers(0, VOCABULARY, 300).astype("uint16"))
+    return tmp_path / "tokens.npy"
+
+
+def fit(token_file, *callbacks, optimizer=None, epochs=3, steps_per_epoch=None):
+    """Nine steps a pass; dropout is on, so that random states matter."""
+    keras.utils.set_random_seed(0)
+    # PyTorch's data loaders draw from the generator that its dropout draws from.
+    dropout = 0.0 if keras.config.backend() == "torch" else 0.2
+    backbone = kgpt.GPTBackbone(VOCABULARY, 1, 2, 8, max_sequence_length=LENGTH, dropout=dropout)
+    lm = kgpt.CausalLM(backbone)
+    lm.compile(optimizer or keras.optimizers.Adam(1e-2))
+    repeat = steps_per_epoch is not None
+    train = kgpt.data.windows(token_file, LENGTH, BATCH, seed=0, repeat=repeat)
+    history = lm.fit(
+        train, epochs=epochs, steps_per_epoch=steps_per_epoch, callbacks=list(callbacks), verbose=0
+    )
+    return lm, history
+
+
+@pytest.mark.filterwarnings("error:Your input ran out of data")
+@pytest.mark.parametrize(
+    ("killed_after", "optimizer", "steps_per_epoch"),
+    [
+        (9, None, None),  # saved one step before the end of an epoch
+        (14, "default", None),  # saved in the middle of an epoch
+        (16, None, 8),  # saved at the end of an epoch, in the middle of a pass
+        (7, "default", 6),
+    ],
+)
+def test_a_killed_run_that_is_started_again_ends_as_one_that_was_not(
+    token_file, tmp_path, killed_after, optimizer, steps_per_epoch
+):
+    settings = {"optimizer": optimizer, "steps_per_epoch": steps_per_epoch}
+    expected, _ = fit(token_file, **settings)
+    checkpoint = kgpt.callbacks.ResumableCheckpoint(tmp_path / "run", save_freq=4)
+    with pytest.raises(Killed):
+        fit(token_file, checkpoint, kill_after(killed_after), **settings)
+
+    checkpoint = kgpt.callbacks.ResumableCheckpoint(tmp_path / "run", save_freq=4)
+    resumed, _ = fit(token_file, checkpoint, **settings)
+
+    assert int(resumed.optimizer.iterations) == int(expected.optimizer.iterations)
+    for a, b in zip(resumed.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_saving_by_epochs_works_with_arrays(tmp_path):
+    x = np.random.default_rng(0).integers(0, VOCABULARY, (6, LENGTH))
+
+    def run(*callbacks):
+        keras.utils.set_random_seed(0)
+        lm = kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 1, 2, 8, max_sequence_length=LENGTH))
+        lm.compile("adam")
+        return lm.fit(
+            x, x, epochs=3, batch_size=3, shuffle=False, callbacks=list(callbacks), verbose=0
+        )
+
+    expected = run()
+    with pytest.raises(Killed):
+        run(kgpt.callbacks.ResumableCheckpoint(tmp_path), kill_after(3))
+
+    resumed = run(kgpt.callbacks.ResumableCheckpoint(tmp_path))
+
+    assert resumed.epoch == [1, 2]
+    np.testing.assert_allclose(resumed.history["loss"], expected.history["loss"][1:], rtol=1e-5)
+
+
+def test_a_finished_run_stays_as_it_is(token_file, tmp_path):
+    first, _ = fit(token_file, kgpt.callbacks.ResumableCheckpoint(tmp_path / "run"))
+
+    second, history = fit(token_file, kgpt.callbacks.ResumableCheckpoint(tmp_path / "run"))
+
+    assert history.epoch == []
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_half_written_checkpoint_is_not_used(token_file, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder, 4), kill_after(5))
+    complete = os.listdir(folder)
+
+    def fail(source, target):
+        raise Killed
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(Killed):
+        fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder, 4))
+    monkeypatch.undo()
+
+    assert len(complete) == 1
+    assert set(complete) < set(os.listdir(folder))
+    resumed, _ = fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder, 4))
+    assert int(resumed.optimizer.iterations) == 27
+    assert len(os.listdir(folder)) == 1
+
+
+def test_the_checkpoint_of_another_model_is_refused(token_file, tmp_path):
+    folder = tmp_path / "run"
+    fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder))
+    other = kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 2, 2, 8, max_sequence_length=LENGTH))
+    other.compile("adam")
+
+    with pytest.raises(ValueError, match="another model"):
+        other.fit(
+            kgpt.data.windows(token_file, LENGTH, BATCH, seed=0),
+            callbacks=[kgpt.callbacks.ResumableCheckpoint(folder)],
+            verbose=0,
+        )
+
+
+def test_saving_between_epochs_needs_data_that_can_continue(tmp_path):
+    x = np.zeros((6, LENGTH), int)
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 1, 2, 8, max_sequence_length=LENGTH))
+    lm.compile("adam")
+
+    with pytest.raises(ValueError, match="save_freq=5 with data of type ndarray"):
+        lm.fit(x, x, callbacks=[kgpt.callbacks.ResumableCheckpoint(tmp_path, 5)], verbose=0)
+
+
+@pytest.mark.parametrize("save_freq", ["step", 0, -1, True, 1.5])
+def test_a_wrong_save_freq_is_refused(tmp_path, save_freq):
+    with pytest.raises(ValueError, match=f"Received: save_freq={save_freq!r}"):
+        kgpt.callbacks.ResumableCheckpoint(tmp_path, save_freq)
