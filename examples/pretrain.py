@@ -1,0 +1,107 @@
+"""Pretrain a small GPT: from text files to a saved model that writes.
+
+    python examples/pretrain.py                         # Python's own standard library as text
+    python examples/pretrain.py my_book.txt my_notes/   # your files and folders
+
+The script needs no network. It trains a tokenizer, writes the tokens to disk, trains the model,
+reports loss and perplexity before and after, prints a sample, and saves it all into one file.
+Started again after an interruption, it goes on where it stopped; delete the output folder for a
+fresh start.
+"""
+
+import argparse
+from pathlib import Path
+
+import keras
+
+import kgpt
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("paths", nargs="*", type=Path, help="text files and folders of them")
+    parser.add_argument("--output", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--preset", default="gpt_micro", choices=kgpt.GPTBackbone.presets())
+    parser.add_argument("--vocabulary-size", type=int, default=4096)
+    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=300, help="batches to train on")
+    parser.add_argument("--epochs", type=int, default=3, help="evaluations within these steps")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--dtype", default="float32", help="float32 or mixed_bfloat16")
+    parser.add_argument("--prompt", default="def main(", help="text to continue at the end")
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse_arguments()
+    output = arguments.output
+    keras.utils.set_random_seed(0)
+
+    # Text -> tokens.
+    files = arguments.paths or kgpt.data.standard_library_files()
+    tokenizer_file = output / "tokenizer.json"
+    if tokenizer_file.exists():
+        tokenizer = kgpt.Tokenizer.from_file(tokenizer_file)
+    else:
+        print("Training the tokenizer ...")
+        tokenizer = kgpt.Tokenizer.train(files, vocabulary_size=arguments.vocabulary_size)
+        output.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(tokenizer_file)
+    print("Writing tokens ...")
+    tokens = kgpt.data.write_tokens(
+        files, tokenizer, output / "tokens.npy", validation_fraction=0.05
+    )
+    print(
+        f"{tokens.num_documents:,} documents, {tokens.num_tokens:,} tokens to train on; "
+        f"{tokens.num_validation_tokens:,} tokens held out"
+    )
+
+    # Tokens -> batches.
+    sizes = {"sequence_length": arguments.sequence_length, "batch_size": arguments.batch_size}
+    train = kgpt.data.windows(tokens.path, seed=0, repeat=True, **sizes)
+    valid = kgpt.data.windows(tokens.validation_path, **sizes)
+    validation_steps = min(len(valid), 30)
+
+    # The model.
+    backbone = kgpt.GPTBackbone.from_preset(
+        arguments.preset,
+        vocabulary_size=tokenizer.vocabulary_size,
+        max_sequence_length=arguments.sequence_length,
+        dropout=0.0,
+        dtype=arguments.dtype,
+    )
+    lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
+    lm.compile(
+        kgpt.recipes.pretraining_optimizer(
+            arguments.steps, learning_rate=arguments.learning_rate, weight_decay=0.1
+        )
+    )
+    print(f"{lm.count_params():,} parameters")
+
+    # Pretrain.
+    before = lm.evaluate(valid, steps=validation_steps, return_dict=True, verbose=0)
+    lm.fit(
+        train,
+        epochs=arguments.epochs,
+        steps_per_epoch=arguments.steps // arguments.epochs,
+        validation_data=valid,
+        validation_steps=validation_steps,
+        callbacks=[kgpt.callbacks.ResumableCheckpoint(output / "checkpoints")],
+    )
+    after = lm.evaluate(valid, steps=validation_steps, return_dict=True, verbose=0)
+    for when, figures in (("before", before), ("after", after)):
+        print(
+            f"{when:>6} training: held-out loss {figures['loss']:.3f} nats per token, "
+            f"perplexity {figures['perplexity']:.1f}"
+        )
+
+    # Write, and keep.
+    print(f"\n--- what it writes after {arguments.prompt!r} ---")
+    print(lm.generate(arguments.prompt, max_new_tokens=80, sampler="greedy"))
+    lm.save(output / "lm.keras")
+    print(f"\nSaved: {output / 'lm.keras'}")
+
+
+if __name__ == "__main__":
+    main()
