@@ -35,14 +35,7 @@ def training_curves(history, path, title: str = "", steps_per_epoch: int | None 
         losses = history.get(key, [])
         positions = [(i + 1) * (steps_per_epoch or 1) for i in range(len(losses))]
         if losses:
-            line = axes.plot(positions, losses, marker=".", label=f"{label}, last {losses[-1]:.3f}")
-            axes.annotate(
-                f"{losses[-1]:.3f}",
-                (positions[-1], losses[-1]),
-                xytext=(6, 0),
-                textcoords="offset points",
-                color=line[0].get_color(),
-            )
+            axes.plot(positions, losses, marker=".", label=f"{label}, last {losses[-1]:.3f}")
     axes.set_xlabel("steps" if steps_per_epoch else "epochs")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title)
