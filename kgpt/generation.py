@@ -329,13 +329,13 @@ def _functions(model, sampler):
     vocabulary = model.backbone.vocabulary_size
     if model.tokenizer is not None:
         vocabulary = min(vocabulary, model.tokenizer.vocabulary_size)
-    key = id(sampler)
-    if type(sampler).__module__.startswith("keras_hub."):
-        config = {k: v for k, v in sampler.get_config().items() if k != "seed"}
-        key = type(sampler), json.dumps(config, sort_keys=True, default=repr)
-        sampler = type(sampler).from_config(config)  # with random states of its own
-    key = key, vocabulary
+    is_known = type(sampler).__module__.startswith("keras_hub.")
+    config = {k: v for k, v in sampler.get_config().items() if k != "seed"} if is_known else {}
+    settings = json.dumps(config, sort_keys=True, default=repr) if is_known else id(sampler)
+    key = type(sampler), settings, vocabulary
     if key not in functions:
+        if is_known:
+            sampler = type(sampler).from_config(config)  # with random states of its own
         functions[key] = _make_functions(model.backbone, sampler, vocabulary)
     return functions[key]
 

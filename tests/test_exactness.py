@@ -134,6 +134,9 @@ def test_gradients_are_those_of_torch(backbone, batch, theirs):
         )
 
 
+@pytest.mark.parametrize(
+    "sizes", [SIZES["odd heads"], SIZES["wide"]], ids=["odd heads", "wide"], indirect=True
+)
 def test_hidden_states_are_those_of_keras_hub(sizes, batch):
     vocabulary_size, num_layers, num_heads, hidden_dim, max_sequence_length, _ = sizes
     backbone = kgpt.GPTBackbone(

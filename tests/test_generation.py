@@ -284,6 +284,22 @@ def test_the_tokenizers_end_of_text_ends_the_text_unless_told_otherwise(text_lm)
     assert stopped != full
 
 
+def test_the_loop_ends_when_all_rows_have_stopped_or_have_all_they_may(lm):
+    sampler = keras_hub.samplers.GreedySampler()
+    free = lm.generate(RAGGED, 8, sampler=sampler, return_prompt=False)
+    functions = generation._functions(lm, sampler)
+
+    def slots_written(count, stops):
+        tokens, lengths = generation._lay_out(RAGGED, 33)
+        arguments = (tokens, lengths, np.zeros(3, "bool"), count, np.array(stops, "int32"))
+        rows = keras.ops.convert_to_numpy(functions.complete([], 32, *arguments))[:, 33:]
+        return (rows >= 0).sum(axis=1).tolist()
+
+    assert slots_written(6, []) == [6, 6, 6]
+    assert slots_written(8, [row[2] for row in free]) == [3, 3, 3]
+    assert slots_written(8, [row[0] for row in free]) == [1, 1, 1]
+
+
 # === the window ===
 
 
