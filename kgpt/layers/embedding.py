@@ -81,14 +81,15 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
     def call(self, inputs, segment_ids=None, position_ids=None, reverse=False, training=None):
         if reverse:
             return self.token_embedding(inputs, reverse=True)
-        self._check_length(inputs.shape[1])
+        self.check_length(inputs.shape[1])
         if position_ids is None:
             position_ids = _positions(inputs, segment_ids)
         tokens = self.token_embedding(inputs)  # (batch, length, hidden_dim)
         positions = self.position_embedding(position_ids)  # (length, hidden_dim), or with a batch
         return self.dropout_layer(tokens + positions, training=training)
 
-    def _check_length(self, length):
+    def check_length(self, length: int | None):
+        """Raises ValueError for a length that there are no positions for."""
         if length is not None and length > self.max_sequence_length:
             raise ValueError(
                 "A sequence must not be longer than max_sequence_length. "
@@ -102,7 +103,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
 
     def compute_output_shape(self, inputs_shape, *args, **kwargs):
-        self._check_length(inputs_shape[1])
+        self.check_length(inputs_shape[1])
         return (*inputs_shape, self.hidden_dim)
 
     def get_config(self):

@@ -1,6 +1,7 @@
 """The body of a GPT: embedding and decoder blocks, as a functional model; and its presets."""
 
 import math
+import numbers
 
 import keras
 
@@ -109,7 +110,14 @@ class GPTBackbone(keras.Model):
     ):
         if intermediate_dim is None:
             intermediate_dim = 4 * hidden_dim
-        _check_sizes(
+        (
+            vocabulary_size,
+            num_layers,
+            num_heads,
+            hidden_dim,
+            intermediate_dim,
+            max_sequence_length,
+        ) = _check_sizes(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -267,8 +275,9 @@ def complete_inputs(inputs):
 
 
 def _check_sizes(**sizes):
+    """The sizes as plain ints (numpy's come in too), once they fit each other."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be an int of at least 1. Received: {name}={size!r}.")
     if sizes["hidden_dim"] % sizes["num_heads"]:
         divisors = [d for d in range(1, 129) if sizes["hidden_dim"] % d == 0]
@@ -277,3 +286,4 @@ def _check_sizes(**sizes):
             f"num_heads must divide hidden_dim. Received: num_heads={sizes['num_heads']}, "
             f"hidden_dim={sizes['hidden_dim']}. Try num_heads={nearest}."
         )
+    return [int(size) for size in sizes.values()]

@@ -118,6 +118,8 @@ class Task(keras.Model):
             x.check_vocabulary(self.backbone.vocabulary_size)
             return
         token_ids = x.get("token_ids") if isinstance(x, dict) else x
+        if isinstance(token_ids, np.ndarray) and token_ids.ndim == 2:
+            self.backbone.embedding.check_length(token_ids.shape[1])
         for name, ids in (("token_ids", token_ids), ("next tokens (y)", y)):
             if not isinstance(ids, np.ndarray) or ids.size == 0:
                 continue

@@ -402,6 +402,15 @@ def test_ids_beyond_the_vocabulary_are_refused_before_training(tokens):
             call(x)
 
 
+def test_a_sequence_longer_than_the_positions_is_refused_before_anything_runs():
+    lm = make_lm()
+    lm.compile()
+
+    for call in (lm.fit, lm.evaluate, lm.predict):
+        with pytest.raises(ValueError, match="Received: length=17, max_sequence_length=16"):
+            call(np.zeros((2, 17), int))
+
+
 def test_a_tokenizer_larger_than_the_embedding_is_refused():
     class Large:
         vocabulary_size = VOCABULARY + 1
