@@ -105,6 +105,9 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         if self._saved_at < self._steps:
             self._save()
 
+    def on_train_end(self, logs=None):
+        self.model._initial_epoch = None  # Keras would begin the next fit there too
+
     def _data_state(self):
         if self._data_start is None:
             return None

@@ -93,6 +93,7 @@ def test_saving_by_epochs_works_with_arrays(tmp_path):
     resumed = run(kgpt.callbacks.ResumableCheckpoint(tmp_path))
 
     assert resumed.epoch == [1, 2]
+    assert resumed.model.fit(x, x, epochs=2, verbose=0).epoch == [0, 1]
     np.testing.assert_allclose(resumed.history["loss"], expected.history["loss"][1:], rtol=1e-5)
 
 
