@@ -97,8 +97,9 @@ def main():
         )
 
     # Write, and keep.
-    print(f"\n--- what it writes after {arguments.prompt!r} ---")
-    print(lm.generate(arguments.prompt, max_new_tokens=80, sampler="greedy"))
+    for sampler in ("greedy", "top_k"):
+        print(f"\n--- what it writes after {arguments.prompt!r}, {sampler} ---")
+        print(lm.generate(arguments.prompt, max_new_tokens=80, sampler=sampler, seed=0))
     lm.save(output / "lm.keras")
     print(f"\nSaved: {output / 'lm.keras'}")
 
