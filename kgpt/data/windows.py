@@ -6,8 +6,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras.src.trainers.data_adapters import data_adapter_utils
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+
+from kgpt.data.batches import ResumableBatches, check_batching
 
 _READ_THREADS = 4  # they overlap the page faults of a file that is not in memory
 _BATCHES_AHEAD = 8
@@ -67,11 +67,7 @@ def windows(
         ValueError: if the file is not a 1-D integer array, is shorter than one window or batch
             or has ids outside the vocabulary, and for wrong arguments.
     """
-    for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")
-    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
-        raise ValueError(f"seed must be a non-negative integer. Received: seed={seed!r}.")
+    check_batching(seed, sequence_length=sequence_length, batch_size=batch_size)
     if random_offset and seed is None:
         raise ValueError("random_offset needs a seed. Received: seed=None. Try seed=0.")
     if segment_ids and end_of_text_id is None:
@@ -107,36 +103,12 @@ def windows(
     )
 
 
-class TokenWindows(DataAdapter):
-    """The batches of `windows`: `len()` is the batches in a pass, iteration runs so many.
-
-    Batches are numbered through all passes: batch `n` is batch `n % len()` of pass `n // len()`
-    and depends on nothing else. An iteration starts at the position, in general the beginning of
-    a pass, and gives as many batches as a pass has (with `repeat`, it never ends). Only then does
-    the position move, so an iteration that stops half-way (Keras looks at a first batch before
-    training) starts again at the same place.
-
-    To resume in the middle of a pass, a callback counts batches, as it alone knows what was
-    trained on and not just read ahead; `kgpt.callbacks.ResumableCheckpoint` does so::
-
-        def on_train_begin(self, logs=None):
-            self.state = train.get_state()
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.state["next_batch"] += self.model.steps_per_execution
-
-    and a fresh process calls `train.set_state(state)` before `fit`, or in a callback's
-    `on_train_begin`.
-    """
-
-    # A Keras data adapter, and not a `PyDataset`, because each iterator must know its own place:
-    # a PyDataset sees only indices, which TensorFlow requests ahead in a thread, so it cannot
-    # tell a finished pass from a look at the first batches.
+class TokenWindows(ResumableBatches):
+    """The batches of `windows`: `len()` is the batches in a pass, iteration runs so many."""
 
     def __init__(self, **config):
+        super().__init__(repeat=config["repeat"])
         self._config = config
-        self._next_batch = 0
-        self._epoch_start, self._batches_read = None, 0
         self._checked_sizes = set()
         self._tokens = tokens = _open(config["path"])
         length, batch_size = config["sequence_length"], config["batch_size"]
@@ -156,54 +128,26 @@ class TokenWindows(DataAdapter):
     def __len__(self) -> int:
         return self._num_batches
 
-    def __iter__(self) -> Iterator[tuple]:
+    def _read_from(self, batch_number: int) -> Iterator[tuple]:
         import grain
 
-        start = self._next_batch
-        end = start + len(self)
         all_passes = self._order().repeat().map_with_index(self._read)
         batches = iter(all_passes.to_iter_dataset(grain.ReadOptions(_READ_THREADS, _BATCHES_AHEAD)))
-        batches.set_state({"next_index": start})
-        try:
-            for next_batch, batch in enumerate(batches, start + 1):
-                self._batches_read += 1
-                ends = next_batch == end and not self._config["repeat"]
-                if ends:
-                    self._next_batch = end
-                yield batch
-                if ends:
-                    return
-        finally:
-            batches.close()
+        batches.set_state({"next_index": batch_number})
+        return batches
 
-    def get_state(self) -> dict:
-        """Tell where the next iteration starts, as a JSON-able dict.
-
-        Returns:
-            dict with `"next_batch"`, the number of the batch (see above), and what the numbers
-            depend on: `"num_tokens"`, `"sequence_length"`, `"batch_size"`, `"seed"` and the like.
-        """
+    def _what_batches_depend_on(self) -> dict:
         config = {key: value for key, value in self._config.items() if key != "path"}
-        return {"next_batch": self._next_batch, "num_tokens": len(self._tokens), **config}
+        return {"num_tokens": len(self._tokens), **config}
 
-    def set_state(self, state: dict):
-        """Let the next iteration start where `state` says.
+    def _varying_shape(self, array: np.ndarray) -> tuple:
+        batch_size = self._config["batch_size"] if self._config["drop_remainder"] else None
+        return (batch_size, *array.shape[1:])
 
-        Args:
-            state: dict from `get_state`, perhaps with another `"next_batch"`.
-
-        Raises:
-            ValueError: if the state belongs to other windows.
-        """
-        own = self.get_state()
-        differing = {key: value for key, value in state.items() if own.get(key, value) != value}
-        differing.pop("next_batch", None)
-        if differing or state.get("next_batch", -1) < 0:
-            raise ValueError(
-                "The state must come from the same windows. "
-                f"Received: state={state}, for windows with {own}."
-            )
-        self._next_batch, self._epoch_start = int(state["next_batch"]), None
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens in a row."""
+        return self._config["sequence_length"]
 
     def check_vocabulary(self, vocabulary_size: int):
         """Raise ValueError if the file has a token id that the vocabulary has not.
@@ -259,42 +203,6 @@ class TokenWindows(DataAdapter):
     def __setstate__(self, state: dict):
         self.__dict__.update(state)
         self._tokens = _open(self._config["path"])
-
-    # What Keras asks of a data adapter.
-
-    def get_numpy_iterator(self):
-        return iter(self)
-
-    def get_jax_iterator(self):
-        return iter(self)
-
-    def get_torch_dataloader(self):
-        return data_adapter_utils.get_torch_dataloader(self)
-
-    def get_tf_dataset(self):
-        import tensorflow as tf
-
-        batch_size = self._config["batch_size"] if self._config["drop_remainder"] else None
-        shape = (batch_size, self._config["sequence_length"])
-        example = self._read(0, np.zeros(1, int))
-        signature = keras.tree.map_structure(lambda a: tf.TensorSpec(shape, a.dtype), example)
-        return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
-
-    def on_epoch_begin(self):
-        self._epoch_start, self._batches_read = self._next_batch, 0
-
-    def on_epoch_end(self):
-        self._epoch_start = None
-
-    @property
-    def num_batches(self) -> int | None:
-        if self._config["repeat"]:
-            return None
-        # Keras asks again after its look at a first batch (JAX reads one more ahead). If that was
-        # the last one of an iteration, it moved the position: move it back.
-        if self._epoch_start is not None and self._batches_read <= 2:
-            self._next_batch = self._epoch_start
-        return len(self)
 
 
 def _open(path: str | os.PathLike) -> np.ndarray:

@@ -152,9 +152,9 @@ def test_a_state_of_other_windows_is_refused(folder):
     path = token_file(folder, np.arange(60))
     state = windows(path, 4, 3, seed=5).get_state()
 
-    with pytest.raises(ValueError, match="same windows"):
+    with pytest.raises(ValueError, match="same data"):
         windows(path, 4, 2, seed=5).set_state(state)
-    with pytest.raises(ValueError, match="same windows"):
+    with pytest.raises(ValueError, match="same data"):
         windows(path, 4, 3, seed=5).set_state({"epoch": 1})
 
 
