@@ -33,7 +33,9 @@ def main():
     split = int(0.9 * len(text))
 
     # A token for each character; the last tenth of the text is held out.
-    tokenizer = kgpt.Tokenizer.train([text], vocabulary_size=None, style="characters")
+    tokenizer = kgpt.Tokenizer.train(
+        [text], vocabulary_size=None, style="characters", special_tokens=()
+    )
     parts = {"train": text[:split], "validation": text[split:]}
     for name, part in parts.items():
         kgpt.data.write_tokens(

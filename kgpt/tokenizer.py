@@ -102,7 +102,7 @@ class Tokenizer:
         vocabulary_size: int | None = None,
         style: str = "gpt2",
         errors: str = "strict",
-        special_tokens: Sequence[str] = (),
+        special_tokens: Sequence[str] = TASK_TOKENS,
         exact: bool | None = None,
     ) -> "Tokenizer":
         """Learns a vocabulary from text, read as a stream, on all cores.
@@ -117,7 +117,8 @@ class Tokenizer:
             style: `"gpt2"`, `"gpt1"` or `"characters"`.
             errors: `"strict"` or `"replace"`: what to do with bytes that are not UTF-8.
             special_tokens: more special tokens, after `<|endoftext|>`, which is always there.
-                They have the last ids.
+                They have the last ids. In general start, delimiter and classify, so that a model
+                that was pretrained can be fine-tuned as it is; () is none.
             exact: bool. GPT-1's words by ftfy and spaCy, or by rules; see `Tokenizer`. None is
                 True where both are installed.
 

@@ -29,7 +29,7 @@ needs_gpt1_extra = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def small() -> Tokenizer:
-    return Tokenizer.train(CORPUS, vocabulary_size=280)
+    return Tokenizer.train(CORPUS, vocabulary_size=280, special_tokens=())
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_training_reads_files_and_folders(tmp_path, small):
     for number, text in enumerate(CORPUS):
         (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
 
-    from_folder = Tokenizer.train(tmp_path, 280)
+    from_folder = Tokenizer.train(tmp_path, 280, special_tokens=())
 
     assert from_folder.get_config() == small.get_config()
 
@@ -200,7 +200,7 @@ def test_gpt1s_alphabet_has_each_character_with_and_without_the_end_of_a_word(sm
 
     assert tokens[0] == "<unk>"
     assert [token + "</w>" for token in tokens[1 : 1 + size // 2]] == tokens[1 + size // 2 :]
-    assert small_gpt1.end_of_text_id == small_gpt1.vocabulary_size - 1 == 109
+    assert small_gpt1.end_of_text_id == small_gpt1.vocabulary_size - 4 == 106
 
 
 def test_symbols_that_gpt1s_vocabulary_lacks_become_unk(small_gpt1):
@@ -245,7 +245,7 @@ def test_characters_are_one_token_each_and_survive():
 
     assert len(ids) == 6
     assert tokenizer.decode(ids) == "w\u00f6rd\r\n"
-    assert tokenizer.vocabulary_size == len(set("hello\r\nw\u00f6rld")) + 2  # <unk>, end of text
+    assert tokenizer.vocabulary_size == len(set("hello\r\nw\u00f6rld")) + 5  # <unk>, 4 special
 
 
 def test_unknown_characters_become_unk():
@@ -276,6 +276,11 @@ def test_special_tokens_in_the_text_are_ordinary_text_unless_allowed(style):
         tokenizer.start_id,
         *tokenizer.encode("text"),
     ]
+
+
+def test_a_trained_tokenizer_has_the_tokens_of_tasks_after_the_end_of_text(small_gpt1):
+    assert small_gpt1.special_tokens == ["<|endoftext|>", *TASK_TOKENS]
+    assert (small_gpt1.start_id, small_gpt1.classify_id) == (107, 109)
 
 
 def test_adding_special_tokens_leaves_all_other_ids_in_place(small):
@@ -536,7 +541,7 @@ def test_a_vocabulary_that_is_not_json_is_refused(gpt1_files):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"vocabulary_size": 256}, "at least 257: 256 for the alphabet and 1 for special"),
+        ({"vocabulary_size": 256}, "at least 260: 256 for the alphabet and 4 for special"),
         ({"vocabulary_size": 20, "style": "gpt1", "exact": False}, "at least"),
         ({"vocabulary_size": None}, "must be an int"),
         ({"vocabulary_size": "300"}, "must be an int"),
