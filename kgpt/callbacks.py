@@ -1,4 +1,4 @@
-"""Callbacks for long runs: carry on after a crash, see samples while training."""
+"""Callbacks for long runs: carry on after a crash, see samples and scores while training."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import keras
+
+from kgpt.metrics import classification_scores, regression_scores
 
 
 class ResumableCheckpoint(keras.callbacks.Callback):
@@ -196,3 +198,38 @@ class GenerateSamples(keras.callbacks.Callback):
         print()
         for text in texts:
             print(text, end="\n\n")
+
+
+class Scores(keras.callbacks.Callback):
+    """Scores a head on a whole data set after each epoch, and adds the scores to the epoch's logs.
+
+    `val_accuracy`, `val_f1` and `val_matthews` for classes, `val_pearson` and `val_spearman` for
+    numbers; see `kgpt.metrics`. Put it before the callbacks that look at them::
+
+        best = keras.callbacks.EarlyStopping("val_matthews", mode="max", restore_best_weights=True)
+        model.fit(train, epochs=3, callbacks=[kgpt.callbacks.Scores(validation), best])
+
+    Args:
+        data: labelled batches from one of `kgpt.data`'s tasks.
+        prefix: str. What the names of the scores begin with.
+
+    Raises:
+        ValueError: for data without labels.
+    """
+
+    def __init__(self, data, prefix: str = "val_"):
+        super().__init__()
+        if getattr(data, "labels", None) is None:
+            raise ValueError(
+                "Scores need labelled batches, as from kgpt.data.classification. "
+                f"Received: data={data!r}."
+            )
+        self.data = data
+        self.prefix = prefix
+
+    def on_epoch_end(self, epoch, logs=None):
+        outputs = self.model.predict(self.data, verbose=0)
+        labels = self.data.labels
+        score = regression_scores if labels.dtype.kind == "f" else classification_scores
+        for name, value in score(labels, outputs).items():
+            logs[self.prefix + name] = value

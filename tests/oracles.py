@@ -108,6 +108,14 @@ def numpy_block(x, weights, num_heads, norm_first, visible=None):
     return norm(n + feed_forward(n), "ln_2")
 
 
+def numpy_cross_entropy(logits, targets):
+    """The negative log-likelihood of each target, of the shape of `targets`."""
+    logits = np.asarray(logits, "float64")
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    log_softmax = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return -np.take_along_axis(log_softmax, np.asarray(targets)[..., None], axis=-1)[..., 0]
+
+
 # --- Weights by the names in OpenAI's checkpoints and in transformers' files --------------------
 
 

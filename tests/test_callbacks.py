@@ -155,3 +155,40 @@ def test_saving_between_epochs_needs_data_that_can_continue(tmp_path):
 def test_a_wrong_save_freq_is_refused(tmp_path, save_freq):
     with pytest.raises(ValueError, match=f"Received: save_freq={save_freq!r}"):
         kgpt.callbacks.ResumableCheckpoint(tmp_path, save_freq)
+
+
+def task_batches(function, labels, **options):
+    tokenizer = kgpt.Tokenizer.train(["a fine film and a dull film"] * 3, vocabulary_size=265)
+    texts = ["a fine film", "a dull film", "fine", "dull and dull"] * 3
+    return function(texts, labels, tokenizer, **options), tokenizer
+
+
+def test_scores_of_the_whole_set_join_the_logs_for_other_callbacks():
+    pytest.importorskip("sklearn", reason="scores come from scikit-learn and scipy (kgpt[scores])")
+    data, tokenizer = task_batches(kgpt.data.classification, [1, 0] * 6, batch_size=5)
+    model = kgpt.TextClassifier(kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 8), 2)
+    model.compile("adam")
+    best = keras.callbacks.EarlyStopping("val_matthews", mode="max", patience=9)
+
+    history = model.fit(
+        data, epochs=2, callbacks=[kgpt.callbacks.Scores(data), best], verbose=0
+    ).history
+
+    expected = kgpt.metrics.classification_scores(data.labels, model.predict(data, verbose=0))
+    assert {name: history[f"val_{name}"][-1] for name in expected} == expected
+    assert best.best == max(history["val_matthews"])
+
+
+def test_numbers_are_scored_by_correlation_and_scores_need_labels():
+    pytest.importorskip("sklearn", reason="scores come from scikit-learn and scipy (kgpt[scores])")
+    data, tokenizer = task_batches(kgpt.data.regression, np.arange(12) / 12)
+    model = kgpt.TextRegressor(kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 8))
+    model.compile("adam")
+
+    scores = kgpt.callbacks.Scores(data, prefix="train_")
+    history = model.fit(data, callbacks=[scores], verbose=0).history
+
+    assert {"train_pearson", "train_spearman"} < set(history)
+    unlabelled, _ = task_batches(kgpt.data.classification, None)
+    with pytest.raises(ValueError, match="Scores need labelled batches"):
+        kgpt.callbacks.Scores(unlabelled)

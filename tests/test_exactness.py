@@ -173,6 +173,164 @@ def test_other_inner_widths_and_epsilons_are_those_of_transformers():
     np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
 
 
+# === heads ===
+
+HEADS = {
+    "classifier": lambda backbone: kgpt.TextClassifier(backbone, 3, dropout=0.0),
+    "pairs": lambda backbone: kgpt.TextClassifier(backbone, 3, both_orders=True, dropout=0.0),
+    "regressor": lambda backbone: kgpt.TextRegressor(backbone, 2, dropout=0.0),
+    "chooser": lambda backbone: kgpt.MultipleChoice(backbone, dropout=0.0),
+}
+
+
+def make_head(name, norm_first):
+    backbone = kgpt.GPTBackbone(
+        23, 2, 3, 12, max_sequence_length=11, norm_first=norm_first, dropout=0.0
+    )
+    return randomize(HEADS[name](backbone))
+
+
+def head_batch(sequences):
+    """Four examples of sequences of 2 to 7 tokens, padded on the right; their labels."""
+    rng = np.random.default_rng(3)
+    mask = np.arange(7) < rng.integers(2, 8, (4, sequences, 1))
+    token_ids = np.where(mask, rng.integers(1, 23, mask.shape), 0)
+    return token_ids.astype("int32"), mask, rng.integers(0, min(3, max(2, sequences)), 4)
+
+
+def load_twin(twin, backbone, **others):
+    """Gives a model of transformers the weights of the backbone, and others by their names."""
+    import torch
+
+    weights = {f"transformer.{k}": to_numpy(v) for k, v in backbone_weights(backbone).items()}
+    state = {k: torch.tensor(np.array(v)) for k, v in {**weights, **others}.items()}
+    twin.load_state_dict(state, strict=True)
+    return twin.eval()
+
+
+def test_logits_of_the_classifier_are_those_of_transformers(norm_first):
+    import torch
+    import transformers
+
+    model = make_head("classifier", norm_first)
+    kernel, bias = model.output_projection.weights
+    bias.assign(np.zeros(3))  # theirs has none
+    token_ids, mask, _ = head_batch(1)
+    config = transformers_config(model.backbone)
+    config.num_labels = 3
+    twin = load_twin(
+        (
+            transformers.GPT2ForSequenceClassification
+            if norm_first
+            else transformers.OpenAIGPTForSequenceClassification
+        )(config),
+        model.backbone,
+        **{"score.weight": to_numpy(kernel).T},
+    )
+
+    with torch.no_grad():
+        theirs = twin(
+            input_ids=torch.tensor(token_ids[:, 0]).long(),
+            attention_mask=torch.tensor(mask[:, 0]).long(),
+        ).logits.numpy()
+    ours = to_numpy(model({"token_ids": token_ids[:, 0], "padding_mask": mask[:, 0]}))
+
+    assert np.abs(theirs).max() > 0.5
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_logits_of_multiple_choice_are_those_of_transformers(norm_first):
+    import torch
+    import transformers
+
+    model = make_head("chooser", norm_first)
+    kernel, bias = (to_numpy(w) for w in model.output_projection.weights)
+    token_ids, mask, _ = head_batch(3)
+    config = transformers_config(model.backbone)
+    config.num_labels = 1
+    twin = load_twin(
+        (
+            transformers.GPT2DoubleHeadsModel
+            if norm_first
+            else transformers.OpenAIGPTDoubleHeadsModel
+        )(config),
+        model.backbone,
+        **{
+            "lm_head.weight": to_numpy(model.backbone.token_embedding.embeddings),
+            "multiple_choice_head.summary.weight": kernel.T,
+            "multiple_choice_head.summary.bias": bias,
+        },
+    )
+
+    with torch.no_grad():
+        theirs = twin(
+            input_ids=torch.tensor(token_ids).long(),
+            # their own mask is for one sequence; right padding comes after all that is read
+            mc_token_ids=torch.tensor(mask.sum(axis=-1) - 1).long(),
+        ).mc_logits.numpy()
+    ours = to_numpy(model({"token_ids": token_ids, "padding_mask": mask}))
+
+    assert np.abs(theirs).max() > 0.5
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+def torch_loss(name, twin, embedding, kernel, bias, batch, lm_loss_weight):
+    """Task loss + weight x language-model loss (GPT-1, equation 5), from all logits."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    token_ids, mask, y = (torch.tensor(part) for part in batch)
+    flat, real = token_ids.reshape(-1, 7).long(), mask.reshape(-1, 7)
+    hidden_states = twin(input_ids=flat, attention_mask=real.long()).last_hidden_state
+    logits = (hidden_states @ embedding.T)[:, :-1]
+    losses = cross_entropy(logits.transpose(1, 2), flat[:, 1:], reduction="none") * real[:, 1:]
+    lm_loss = (losses.sum(axis=1) / real[:, 1:].sum(axis=1)).mean()
+    states = hidden_states[torch.arange(len(flat)), real.sum(axis=1) - 1]
+    states = states.reshape(*mask.shape[:2], -1)  # (batch, sequences, hidden_dim)
+    if name == "chooser":
+        task_loss = cross_entropy((states @ kernel + bias)[..., 0], y)
+    elif name == "regressor":
+        task_loss = ((states.sum(axis=1) @ kernel + bias - y) ** 2).mean()
+    else:
+        task_loss = cross_entropy(states.sum(axis=1) @ kernel + bias, y)
+    return task_loss + lm_loss_weight * lm_loss
+
+
+@pytest.mark.parametrize(("name", "sequences"), zip(HEADS, [1, 2, 2, 3], strict=True))
+def test_a_heads_loss_and_gradients_are_those_of_torch(name, sequences, norm_first):
+    import torch
+
+    model = make_head(name, norm_first)
+    token_ids, mask, y = head_batch(sequences)
+    if name == "regressor":
+        y = np.random.default_rng(4).standard_normal((4, 2)).astype("float32")
+    weights = backbone_weights(model.backbone)
+    head = dict(zip(("kernel", "bias"), model.output_projection.weights, strict=True))
+    before = {k: to_numpy(v).copy() for k, v in {**weights, **head}.items()}
+    twin = transformers_twin(model.backbone).transformer
+    kernel, bias = (torch.tensor(before[k], requires_grad=True) for k in head)
+    embedding = twin.get_parameter("wte.weight" if norm_first else "tokens_embed.weight")
+    theirs = torch_loss(name, twin, embedding, kernel, bias, (token_ids, mask, y), 0.5)
+    theirs.backward()
+
+    model.compile(keras.optimizers.SGD(1.0))  # a step is the gradient
+    x = {"token_ids": token_ids, "padding_mask": mask}
+    ours = model.train_on_batch(x, y, return_dict=True)["loss"]
+
+    assert float(ours) == pytest.approx(theirs.item(), abs=1e-5)
+    expected = {k: twin.get_parameter(k).grad for k in weights}
+    expected |= {"kernel": kernel.grad, "bias": bias.grad}
+    for key, weight in {**weights, **head}.items():
+        has_gradient = (name, key) != ("chooser", "bias")  # a softmax ignores what all have
+        assert np.abs(expected[key].numpy()).max() > 1e-4 or not has_gradient, key
+        np.testing.assert_allclose(
+            before[key] - to_numpy(weight), expected[key].numpy(), atol=1e-5, err_msg=key
+        )
+
+
+# === presets ===
+
+
 def count_parameters(preset):
     """The number of a preset's parameters, from one block: no large model is made."""
     backbone = kgpt.GPTBackbone.from_preset(preset, num_layers=1)

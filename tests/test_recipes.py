@@ -1,8 +1,12 @@
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
+import kgpt
 from kgpt import recipes
 
 
@@ -60,6 +64,151 @@ def test_weight_decay_acts_on_matrices_only_also_after_saving():
 def test_the_schedule_counts_updates_when_gradients_are_accumulated():
     plain = recipes.pretraining_optimizer(steps=40)
     accumulating = recipes.pretraining_optimizer(steps=40, gradient_accumulation_steps=3)
+
+    schedules = [
+        keras.optimizers.serialize(o)["config"]["learning_rate"] for o in (plain, accumulating)
+    ]
+    plain, accumulating = (keras.optimizers.schedules.deserialize(s) for s in schedules)
+
+    np.testing.assert_allclose(rates(accumulating, [6, 30, 90]), rates(plain, [2, 10, 30]))
+
+
+# === fine-tuning ===
+
+
+def test_the_linear_schedule_is_that_of_the_released_code():
+    schedule = recipes.WarmupLinear(6.25e-5, steps=200, warmup=0.1)
+    x = np.array([0, 5, 10, 20, 21, 100, 199, 200]) / 200
+
+    expected = 6.25e-5 * np.where(x <= 0.1, x / 0.1, 1) * (1 - x)
+
+    np.testing.assert_allclose(rates(schedule, 200 * x), expected, atol=1e-11)
+    assert expected[0] == expected[-1] == 0
+
+
+def test_after_its_end_the_linear_schedule_stays_at_zero():
+    assert rates(recipes.WarmupLinear(1.0, steps=10), [10, 11, 1000]).tolist() == [0, 0, 0]
+
+
+def test_without_warm_up_the_linear_schedule_begins_at_its_peak():
+    schedule = recipes.WarmupLinear(0.5, steps=10, warmup=0.0)
+
+    np.testing.assert_allclose(rates(schedule, [1, 5]), [0.45, 0.25])
+
+
+def test_a_linear_schedule_can_begin_in_the_middle_of_training():
+    schedule = recipes.WarmupLinear(1e-3, steps=100, warmup=0.1)
+    later = recipes.WarmupLinear(1e-3, steps=100, warmup=0.1, start=70)
+
+    np.testing.assert_allclose(rates(later, [70, 75, 120]), rates(schedule, [0, 5, 50]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "Received: steps=0"),
+        ({"steps": 10, "warmup": 1.5}, "Received: warmup=1.5"),
+        ({"steps": 10, "layer_decay": 0}, "Received: layer_decay=0"),
+        ({"steps": 10, "layer_decay": 1.1}, "Received: layer_decay=1.1"),
+    ],
+)
+def test_a_fine_tuning_recipe_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recipes.finetuning_optimizer(**arguments)
+
+
+def test_the_exact_recipe_takes_the_steps_of_the_released_code():
+    golden = json.loads((Path(__file__).parent / "openai_adam_golden.json").read_text())
+    optimizer = recipes.finetuning_optimizer(
+        golden["T"],
+        learning_rate=golden["lr"],
+        warmup=golden["warmup"],
+        weight_decay=golden["l2"],
+        clip_norm=golden["max_grad_norm"],
+        exact=True,
+    )
+    variables = [keras.Variable(np.array(value, "float32")) for value in golden["init"]]
+    optimizer.build(variables)
+
+    for step in golden["trace"]:
+        optimizer.apply([ops.convert_to_tensor(np.array(g, "float32")) for g in step["grads"]])
+        for variable, value in zip(variables, step["params"], strict=True):
+            np.testing.assert_allclose(ops.convert_to_numpy(variable.value), value, atol=2e-6)
+
+
+def test_the_exact_decay_is_smaller_in_the_first_updates():
+    decays = []
+    for exact in (False, True):
+        matrix = keras.Variable(np.ones((2, 3), "float32"))
+        optimizer = recipes.AdamW(0.1, weight_decay=0.5, exact=exact)
+        optimizer.build([matrix])
+        optimizer.apply([ops.zeros((2, 3))])
+        decays.append(1 - ops.convert_to_numpy(matrix.value)[0, 0])
+
+    # sqrt(1 - 0.999) / (1 - 0.9)
+    np.testing.assert_allclose(decays, [0.05, 0.05 * 0.316228], rtol=1e-4)
+
+
+def tiny_classifier(num_layers=3):
+    keras.utils.set_random_seed(0)
+    backbone = kgpt.GPTBackbone(11, num_layers, 2, 4, max_sequence_length=5, dropout=0.0)
+    return kgpt.TextClassifier(backbone, num_classes=2, dropout=0.0)
+
+
+def expected_share(path, layer_decay):
+    """Three blocks: the topmost has it once, the embedding deepest."""
+    depths = {"decoder_block_2": 1, "decoder_block_1": 2, "decoder_block_0": 3, "embedding": 4}
+    return layer_decay ** depths.get(path.split("/")[0], 0)
+
+
+def test_layer_decay_scales_updates_and_decay_by_depth():
+    model = tiny_classifier()
+    optimizer = recipes.AdamW(0.01, weight_decay=0.5, layer_decay=0.7)
+    optimizer.build(model.trainable_variables)
+    before = {v.path: ops.convert_to_numpy(v.value).copy() for v in model.trainable_variables}
+
+    optimizer.apply([ops.ones(v.shape) for v in model.trainable_variables])
+
+    seen = set()
+    for v in model.trainable_variables:
+        share = expected_share(v.path, 0.7)
+        seen.add(round(share, 4))
+        # Adam's first step has the size of the rate.
+        decay = 0.5 * before[v.path] if len(v.shape) > 1 else 0
+        expected = before[v.path] - 0.01 * share * (1 + decay)
+        np.testing.assert_allclose(ops.convert_to_numpy(v.value), expected, atol=1e-6)
+    assert seen == {1.0, 0.7, 0.49, 0.343, 0.2401}
+
+
+@pytest.mark.parametrize("make", ["classifier", "lm"])
+def test_a_saved_model_trains_on_with_the_same_optimizer(tmp_path, make):
+    model = tiny_classifier(num_layers=2)
+    if make == "lm":
+        model = kgpt.CausalLM(model.backbone)
+    model.compile(
+        recipes.finetuning_optimizer(9, learning_rate=1e-2, layer_decay=0.8, exact=True),
+        run_eagerly=keras.backend.backend() == "tensorflow",
+    )
+    x = np.random.default_rng(0).integers(0, 11, (6, 5))
+    y = np.arange(6) % 2 if make == "classifier" else np.roll(x, -1, axis=1)
+    model.fit(x, y, batch_size=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+
+    assert keras.optimizers.serialize(loaded.optimizer) == keras.optimizers.serialize(
+        model.optimizer
+    )
+    assert (loaded.optimizer.layer_decay, loaded.optimizer.exact) == (0.8, True)
+    for trained in (model, loaded):
+        trained.train_on_batch(x, y)
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+def test_the_fine_tuning_schedule_counts_updates_when_gradients_are_accumulated():
+    plain = recipes.finetuning_optimizer(steps=40, warmup=0.1)
+    accumulating = recipes.finetuning_optimizer(steps=40, warmup=0.1, gradient_accumulation_steps=3)
 
     schedules = [
         keras.optimizers.serialize(o)["config"]["learning_rate"] for o in (plain, accumulating)

@@ -1,6 +1,20 @@
 """Everything between text and `fit`."""
 
+from kgpt.data.builtin import character_categories, character_values, function_docstrings
 from kgpt.data.corpus import standard_library_files, write_tokens
+from kgpt.data.tasks import classification, entailment, multiple_choice, regression, similarity
 from kgpt.data.windows import windows
 
-__all__ = ["standard_library_files", "windows", "write_tokens"]
+__all__ = [
+    "character_categories",
+    "character_values",
+    "classification",
+    "entailment",
+    "function_docstrings",
+    "multiple_choice",
+    "regression",
+    "similarity",
+    "standard_library_files",
+    "windows",
+    "write_tokens",
+]

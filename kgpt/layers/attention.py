@@ -95,7 +95,8 @@ class CausalSelfAttention(keras.layers.Layer):
             hidden_states: float tensor `(batch, new, hidden_dim)`: the new positions.
             cache: pair of float tensors `(batch, heads, slots, head_dim)`: keys and values; None
                 for a new cache with just as many slots as there are new positions.
-            cache_index: int scalar. The slot of the first new position.
+            cache_index: int scalar, or int tensor `(batch,)` for rows that differ. The slot of the
+                first new position.
             visible: bool tensor `(batch, new, slots)`: which slots a new position sees.
 
         Returns:
@@ -105,13 +106,12 @@ class CausalSelfAttention(keras.layers.Layer):
             ops.transpose(x, (0, 2, 1, 3)) for x in self._project(hidden_states)
         )  # each (batch, heads, new, head_dim)
         if cache is not None:
-            start = (0, 0, cache_index, 0)
-            keys = ops.slice_update(cache[0], start, keys)
-            values = ops.slice_update(cache[1], start, values)
+            keys = _write(cache[0], keys, cache_index)
+            values = _write(cache[1], values, cache_index)
         query = ops.transpose(query * (1 / math.sqrt(query.shape[-1])), (0, 1, 3, 2))
         # Keys first: the transpose is of the scores then, which are small, and not of the cache.
         scores = ops.transpose(ops.matmul(keys, query), (0, 1, 3, 2))
-        attended = ops.matmul(_softmax(scores, visible[:, None]), values)
+        attended = ops.matmul(_softmax(scores, ops.expand_dims(visible, 1)), values)
         return self._merge(ops.transpose(attended, (0, 2, 1, 3))), (keys, values)
 
     def _project(self, hidden_states):
@@ -148,11 +148,24 @@ def _visible(padding_mask, segment_ids):
         padding_mask = ops.cast(padding_mask, "bool")
         length = ops.shape(padding_mask)[1]
         itself = ops.cast(ops.eye(length), "bool")
-        visible = ops.logical_or(padding_mask[:, None, :], itself)
+        visible = ops.logical_or(ops.expand_dims(padding_mask, 1), itself)
     if segment_ids is not None:
         same = ops.equal(segment_ids[:, :, None], segment_ids[:, None, :])
         visible = same if visible is None else ops.logical_and(visible, same)
-    return None if visible is None else visible[:, None]
+    return None if visible is None else ops.expand_dims(visible, 1)
+
+
+def _write(cache, new, index):
+    """The cache `(batch, heads, slots, head_dim)` with new positions from slot `index` on."""
+    if len(getattr(index, "shape", ())) == 0:
+        return ops.slice_update(cache, (0, 0, index, 0), new)
+    # Rows differ. A product with zeros and ones selects; all formats of `kgpt.convert` have it.
+    new_slots = ops.expand_dims(index, 1) + ops.arange(0, ops.shape(new)[2], dtype="int32")
+    slots = ops.expand_dims(ops.arange(0, ops.shape(cache)[2], dtype="int32"), 1)
+    goes_to = ops.equal(slots, ops.expand_dims(new_slots, 1))  # (batch, slots, new)
+    goes_to = ops.expand_dims(ops.cast(goes_to, new.dtype), 1)
+    is_new = ops.sum(goes_to, axis=-1, keepdims=True) > 0  # (batch, 1, slots, 1)
+    return ops.where(is_new, ops.matmul(goes_to, new), cache)
 
 
 def attend(query, key, value, visible=None, dropout=None):

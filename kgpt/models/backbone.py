@@ -194,6 +194,8 @@ class GPTBackbone(keras.Model):
         self.norm_first = norm_first
         self.activation = self.decoder_blocks[0].feed_forward.activation
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.lora_rank = None
+        self.lora_alpha = None
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "GPTBackbone":
@@ -222,6 +224,115 @@ class GPTBackbone(keras.Model):
         """The `keras.layers.ReversibleEmbedding` that the output is tied to."""
         return self.embedding.token_embedding
 
+    def with_vocabulary_size(self, vocabulary_size: int) -> "GPTBackbone":
+        """A backbone with more tokens, such as those of a task, that keeps what was learned.
+
+        Args:
+            vocabulary_size: int. The number of tokens that the new backbone has.
+
+        Returns:
+            A backbone of its own with this one's weights and, after the learned rows of the token
+            embedding, fresh ones at N(0, 0.02). This backbone itself if the size is the same.
+
+        Raises:
+            ValueError: if there would be fewer tokens, or with LoRA or quantized weights.
+
+        Example:
+            tokenizer = tokenizer.with_special_tokens()  # start, delimiter, classify
+            backbone = backbone.with_vocabulary_size(tokenizer.vocabulary_size)
+        """
+        if vocabulary_size == self.vocabulary_size:
+            return self
+        config = self.get_config()
+        if vocabulary_size < self.vocabulary_size or self.lora_rank or config.get("quantization"):
+            raise ValueError(
+                "Only a backbone with plain weights can be copied, to one with more tokens. "
+                f"Received: vocabulary_size={vocabulary_size} for a backbone with "
+                f"vocabulary_size={self.vocabulary_size}, lora_rank={self.lora_rank}, quantized="
+                f"{bool(config.get('quantization'))}. Do it first, and enable_lora or quantize "
+                "what it returns; merge_lora() makes LoRA's weights plain."
+            )
+        grown = type(self).from_config({**config, "vocabulary_size": vocabulary_size})
+        for own, new in zip(self.weights, grown.weights, strict=True):
+            if own.shape == new.shape:
+                new.assign(own)
+            else:
+                fresh = new[self.vocabulary_size :]
+                new.assign(keras.ops.concatenate([keras.ops.convert_to_tensor(own), fresh]))
+        return grown
+
+    # === LoRA ===
+
+    def enable_lora(self, rank: int, alpha: float | None = None):
+        """Freezes the body and trains low-rank additions to its matrices (Hu et al. 2021).
+
+        Each matrix `W` of attention and feed-forward becomes `W + alpha / rank x A B` by Keras's
+        own `Dense.enable_lora`. Do this before `compile`. For GPT-1 at rank 8, 1.0% of the weights
+        are trained. Saving merges the additions into the matrices; a model that was loaded can
+        be trained further, with fresh additions.
+
+        Args:
+            rank: int. Inner width of the additions.
+            alpha: float. Scale of the additions; `rank` if None.
+
+        Raises:
+            ValueError: for a rank below 1, and if LoRA is enabled already.
+        """
+        is_count = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
+        if not is_count or rank < 1 or self.lora_rank is not None:
+            raise ValueError(
+                "enable_lora takes a rank of at least 1, once. "
+                f"Received: rank={rank!r}, for a backbone with lora_rank={self.lora_rank}."
+            )
+        for layer in [self.embedding, *self.decoder_blocks, self.final_norm]:
+            for variable in [] if layer is None else layer.trainable_variables:
+                variable.trainable = False
+        for layer in self._lora_layers():
+            layer.enable_lora(int(rank), lora_alpha=alpha)
+        self.lora_rank, self.lora_alpha = int(rank), alpha
+
+    def merge_lora(self):
+        """Adds LoRA's products to the matrices for good and makes all weights trainable again.
+
+        The outputs stay as they are. Compile the model again before training it further.
+
+        Raises:
+            ValueError: without LoRA, and for quantized weights.
+        """
+        if self.lora_rank is None or self.get_config().get("quantization"):
+            raise ValueError(
+                "Only a backbone with LoRA over plain weights can be merged. Received: one with "
+                f"lora_rank={self.lora_rank} and dtype={self.dtype_policy.name!r}."
+            )
+        for layer in self._lora_layers():
+            layer._kernel.assign(layer.kernel)  # the property adds the product
+            layer.lora_enabled = False
+            for variable in (layer.lora_kernel_a, layer.lora_kernel_b):
+                layer._untrack_variable(variable)
+            layer.lora_kernel_a = layer.lora_kernel_b = None
+        self.lora_rank = self.lora_alpha = None
+        for layer in self._flatten_layers(include_self=False):
+            for variable in layer._trainable_variables:
+                variable.trainable = True
+
+    def revive_lora(self):
+        """Starts new additions where both factors are zero, as Keras leaves them after loading.
+
+        Of such factors no gradient ever comes.
+        """
+        for layer in self._lora_layers() if self.lora_rank else []:
+            factors = layer.lora_kernel_a, layer.lora_kernel_b
+            if not any(keras.ops.any(keras.ops.not_equal(factor, 0)) for factor in factors):
+                a = layer.lora_kernel_a
+                a.assign(keras.initializers.HeUniform()(a.shape, dtype=a.dtype))
+
+    def _lora_layers(self):
+        for block in self.decoder_blocks:
+            yield from (block.attention.query_key_value, block.attention.output_projection)
+            yield from (block.feed_forward.expansion, block.feed_forward.output_projection)
+
+    # === Keras's entry points ===
+
     # `call` completes the inputs itself: Keras's own check would insist on all three names.
     input_spec = None
 
@@ -248,11 +359,50 @@ class GPTBackbone(keras.Model):
             "norm_first": self.norm_first,
             "activation": keras.activations.serialize(self.activation),
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "quantization": quantization_config(self),
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        return cls(**config)
+        config = dict(config)
+        quantization = config.pop("quantization", None)
+        lora_rank, lora_alpha = config.pop("lora_rank", None), config.pop("lora_alpha", None)
+        backbone = cls(**config)
+        apply_quantization(backbone, quantization)
+        if lora_rank is not None:
+            backbone.enable_lora(lora_rank, lora_alpha)
+        return backbone
+
+
+def quantization_config(model, without=None) -> list[dict]:
+    """Which layers of a model are quantized and how, for the model's config.
+
+    Args:
+        model: a Keras model.
+        without: optional model inside it whose layers are left out.
+
+    Returns:
+        list of dicts: `"layers"`, their paths, and `"config"`, which they have in common.
+    """
+    left_out = [] if without is None else [id(layer) for layer in without._flatten_layers()]
+    groups = []
+    for layer in model._flatten_layers():
+        if layer.quantization_mode is None or id(layer) in left_out:
+            continue
+        config = keras.saving.serialize_keras_object(layer.quantization_config)
+        if not any(group["config"] == config for group in groups):
+            groups.append({"layers": [], "config": config})
+        next(g for g in groups if g["config"] == config)["layers"].append(layer.path)
+    return groups
+
+
+def apply_quantization(model, groups):
+    """Quantizes the layers of a fresh model as `quantization_config` says, for weights to come."""
+    for group in groups or []:
+        config = keras.saving.deserialize_keras_object(group["config"])
+        model.quantize(config=config, filters=lambda layer, g=group: layer.path in g["layers"])
 
 
 def complete_inputs(inputs):

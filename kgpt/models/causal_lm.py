@@ -59,6 +59,10 @@ class CausalLM(Task):
     def standardize_inputs(self, inputs):
         return complete_inputs(inputs)
 
+    def check_data(self, x, y=None):
+        super().check_data(x, y)
+        self.check_ids("next tokens (y)", y)
+
     def compute_output_spec(self, inputs, training=None, mask=None):
         hidden_states = self.backbone.compute_output_spec(inputs)
         return self.backbone.embedding.compute_output_spec(hidden_states, reverse=True)

@@ -5,10 +5,10 @@ import numpy as np
 from keras import ops
 
 from kgpt import recipes
-from kgpt.data.windows import TokenWindows
+from kgpt.data.batches import ResumableBatches
 
 # A fit of unknown length has no end to decay towards: the rate stays at its peak.
-_UNKNOWN_STEPS = 10**9
+UNKNOWN_STEPS = 10**9
 
 
 class Task(keras.Model):
@@ -25,6 +25,8 @@ class Task(keras.Model):
         outputs_in_step(inputs, hidden_states): the outputs that the loss or the compiled metrics
             need beside the hidden states; None for none.
         standardize_inputs(inputs): inputs in the form that the functional graph has.
+        default_optimizer(): what `compile()` takes, and default_schedule(steps, start): its
+            schedule over a fit.
 
     Args:
         backbone: the `GPTBackbone` underneath.
@@ -43,7 +45,8 @@ class Task(keras.Model):
                 "The backbone must have an embedding for each token of the tokenizer. Received: a "
                 f"tokenizer with vocabulary_size={tokenizer.vocabulary_size} and a backbone with "
                 f"vocabulary_size={backbone.vocabulary_size}. Make the backbone with "
-                f"vocabulary_size={tokenizer.vocabulary_size}."
+                f"vocabulary_size={tokenizer.vocabulary_size}, or, to keep what it has learned, "
+                f"backbone = backbone.with_vocabulary_size({tokenizer.vocabulary_size})."
             )
         self.backbone = backbone
         self.tokenizer = tokenizer
@@ -60,26 +63,37 @@ class Task(keras.Model):
     def call(self, inputs, training=None, mask=None):
         inputs = self.standardize_inputs(inputs)
         if self._in_step_with_own_loss:
-            hidden_states = self.backbone(inputs, training=training)
+            hidden_states = self.hidden_states(inputs, training)
             return hidden_states, self.outputs_in_step(inputs, hidden_states)
         return super().call(inputs, training=training, mask=mask)
+
+    def hidden_states(self, inputs, training=None):
+        """The backbone's output for standardised inputs."""
+        return self.backbone(inputs, training=training)
 
     def compile(self, optimizer="default", loss=None, **kwargs):
         """As `keras.Model.compile`, with GPT's defaults.
 
         Args:
-            optimizer: any Keras optimizer. "default" is `kgpt.recipes.pretraining_optimizer` with
-                its schedule laid over the whole of each call to `fit`.
+            optimizer: any Keras optimizer. "default" is `kgpt.recipes.pretraining_optimizer` for a
+                language model and `finetuning_optimizer` for the other heads, with the schedule
+                laid over the whole of each call to `fit`.
             loss: any Keras loss on the outputs; None is the model's own.
             **kwargs: as for `keras.Model.compile`. Metrics see the model's outputs: a language
                 model compiled with metrics makes all logits for them in each step.
         """
         self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
         if self._optimizer_is_default:
-            optimizer = recipes.pretraining_optimizer(_UNKNOWN_STEPS)
+            optimizer = self.default_optimizer()
         self._uses_own_loss = loss is None
         self._compile_loss = self._compile_metrics = None  # of an earlier compile
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
+
+    def default_optimizer(self):
+        return recipes.pretraining_optimizer(UNKNOWN_STEPS)
+
+    def default_schedule(self, steps, start):
+        return recipes.WarmupCosine(recipes.PRETRAINING_RATE, steps, start=start)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -92,7 +106,11 @@ class Task(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, callbacks=None, **kwargs):
-        self._check_tokens(x, y)
+        self.check_data(x, y)
+        if kwargs.get("validation_data") is not None:
+            validation = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
+            self.check_data(*validation[:2])
+        self.backbone.revive_lora()
         if self._optimizer_is_default:
             # The learning rate of the last fit is part of the compiled step: make a new one.
             self.train_function = None
@@ -105,31 +123,42 @@ class Task(keras.Model):
             self.training_data = None
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        self._check_tokens(x, y)
+        self.check_data(x, y)
         return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
-        self._check_tokens(x)
+        self.check_data(x)
         return super().predict(x, *args, **kwargs)
 
-    def _check_tokens(self, x, y=None):
-        """Checked before anything runs, since on an accelerator a wrong id goes unnoticed."""
-        if isinstance(x, TokenWindows):
+    def load_weights(self, *args, **kwargs):
+        super().load_weights(*args, **kwargs)
+        self.backbone.revive_lora()
+
+    def check_data(self, x, y=None):
+        """Raises ValueError for data that is known now and that the model can't be run on.
+
+        It comes before anything runs, since on an accelerator a wrong id goes unnoticed.
+        """
+        if isinstance(x, ResumableBatches):
             x.check_vocabulary(self.backbone.vocabulary_size)
+            self.backbone.embedding.check_length(x.longest_sequence)
             return
         token_ids = x.get("token_ids") if isinstance(x, dict) else x
-        if isinstance(token_ids, np.ndarray) and token_ids.ndim == 2:
-            self.backbone.embedding.check_length(token_ids.shape[1])
-        for name, ids in (("token_ids", token_ids), ("next tokens (y)", y)):
-            if not isinstance(ids, np.ndarray) or ids.size == 0:
-                continue
-            least, most = ids.min(), ids.max()
-            if least < 0 or most >= self.backbone.vocabulary_size:
-                raise ValueError(
-                    f"Each id in {name} must lie in [0, {self.backbone.vocabulary_size}), the "
-                    f"backbone's vocabulary. Received: ids from {least} to {most}. Was the text "
-                    "encoded with the tokenizer that the backbone was made for?"
-                )
+        self.check_ids("token_ids", token_ids)
+        if isinstance(token_ids, np.ndarray) and token_ids.ndim > 1:
+            self.backbone.embedding.check_length(token_ids.shape[-1])
+
+    def check_ids(self, name, ids):
+        """Raises ValueError for an array of token ids that the vocabulary does not have."""
+        if not isinstance(ids, np.ndarray) or ids.size == 0:
+            return
+        least, most = ids.min(), ids.max()
+        if least < 0 or most >= self.backbone.vocabulary_size:
+            raise ValueError(
+                f"Each id in {name} must lie in [0, {self.backbone.vocabulary_size}), the "
+                f"backbone's vocabulary. Received: ids from {least} to {most}. Was the text "
+                "encoded with the tokenizer that the backbone was made for?"
+            )
 
     def train_step(self, *args):
         return self._step(super().train_step, args)
@@ -196,13 +225,11 @@ class _ScheduleOverFit(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         steps = self.params.get("steps")
-        steps = steps * self.params["epochs"] if steps else _UNKNOWN_STEPS
+        steps = steps * self.params["epochs"] if steps else UNKNOWN_STEPS
         start = model.fit_began_at_step
         if start is None:
             start = int(model.optimizer.iterations)
-        model.optimizer.learning_rate = recipes.WarmupCosine(
-            recipes.PRETRAINING_RATE, steps, start=start
-        )
+        model.optimizer.learning_rate = model.default_schedule(steps, start)
 
 
 def _as_list(callbacks):

@@ -1,0 +1,66 @@
+"""A head of your own: a reward model that learns which of two texts people preferred.
+
+    python examples/custom_head.py
+
+The head is the class below. Its loss is that of Bradley and Terry (1952), as used to train reward
+models (Christiano et al. 2017): the preferred text should score higher than the other one. Here the
+preferred one is the name of a letter, the other the name of any other character of Unicode, so that
+the example needs no download.
+"""
+
+import random
+
+import keras
+from keras import ops
+
+import kgpt
+
+
+@keras.saving.register_keras_serializable(package="my_project")
+class RewardModel(kgpt.Head):
+    """One score for each text; learns from examples `(preferred text, other text)`."""
+
+    def __init__(self, backbone, **kwargs):
+        super().__init__(backbone, head=keras.layers.Dense(1, name="reward"), **kwargs)
+
+    def task_loss(self, y, outputs):
+        preferred, other = outputs[:, 0, 0], outputs[:, 1, 0]
+        return ops.softplus(other - preferred)  # -log sigmoid(preferred - other)
+
+
+def comparisons(split, count, seed=0):
+    """Texts and the other texts, as many of each."""
+    columns = kgpt.data.character_categories(split)
+    pairs = list(zip(columns["texts"], columns["labels"], strict=True))
+    generator = random.Random(seed)
+    letters = [text for text, label in pairs if label[0] == "L"]
+    others = [text for text, label in pairs if label[0] != "L"]
+    return generator.choices(letters, k=count), generator.choices(others, k=count)
+
+
+def batches(preferred, others, tokenizer):
+    """Two sequences for each example, `(batch, 2, length)`; the first is the preferred one."""
+    choices = [list(pair) for pair in zip(preferred, others, strict=True)]
+    return kgpt.data.multiple_choice(
+        ["Character:"] * len(choices), choices, None, tokenizer, sequence_length=48, batch_size=32
+    )
+
+
+def main():
+    keras.utils.set_random_seed(0)
+    train, valid = comparisons("train", 3000), comparisons("validation", 500)
+    tokenizer = kgpt.Tokenizer.train([*train[0], *train[1]], vocabulary_size=1000)
+    backbone = kgpt.GPTBackbone.from_preset(
+        "gpt_nano", vocabulary_size=tokenizer.vocabulary_size, max_sequence_length=64
+    )
+    model = RewardModel(backbone, tokenizer=tokenizer, lm_loss_weight=0.1)
+    data = batches(*train, tokenizer)
+    model.compile(kgpt.recipes.finetuning_optimizer(2 * len(data), learning_rate=1e-3))
+    model.fit(data, epochs=2, verbose=2)
+
+    scores = model.predict(batches(*valid, tokenizer), verbose=0)[..., 0]  # (batch, 2)
+    print(f"Letters score higher in {(scores[:, 0] > scores[:, 1]).mean():.1%} of new pairs.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""A text, or a pair, and its class."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from kgpt.data import tasks
+from kgpt.models.head import Head, targets_of
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class TextClassifier(Head):
+    """Classifies texts, ordered pairs (entailment), or pairs in both orders (similarity).
+
+    `P(y) = softmax(W dropout(h))` with `h` the last real token's state (GPT-1, equation 3); with
+    both orders, `h` is the sum of the two states (section 3.3). `W` starts at N(0, 0.02), its bias
+    at 0. Labels are ints from 0. Reported are `loss`, `task_loss`, `lm_loss` and `accuracy`.
+
+    Args:
+        backbone: the `GPTBackbone` underneath, shared and not copied.
+        num_classes: int, at least 2. May be left out where `class_names` are given.
+        class_names: the names of the classes 0, 1, ..., which `predict_text` answers with.
+        tokenizer: optional `kgpt.Tokenizer`, for `predict_text`; saved in the model's file.
+        both_orders: bool. Whether an example is a pair in both orders, as from
+            `kgpt.data.similarity`.
+        lm_loss_weight: float. The paper's lambda: what the language-model loss counts.
+        dropout: float in [0, 1). Used on the state that the classes are read from.
+        **kwargs: `name` and `trainable`.
+
+    Call arguments:
+        inputs: see `Head`: `(batch, length)`, or `(batch, 2, length)` with both orders.
+
+    Returns:
+        float tensor `(batch, num_classes)`: logits.
+
+    Raises:
+        ValueError: if there are fewer than two classes, or the arguments do not fit each other.
+
+    Example:
+        classifier = kgpt.TextClassifier(lm.backbone, num_classes=2, tokenizer=tokenizer)
+        classifier.compile(kgpt.recipes.finetuning_optimizer(steps=600))
+        classifier.fit(kgpt.data.classification(texts, labels, tokenizer), epochs=3)
+        classifier.predict_text(["a fine film", "a dull one"])
+    """
+
+    def __init__(
+        self,
+        backbone,
+        num_classes: int | None = None,
+        class_names=None,
+        tokenizer=None,
+        both_orders: bool = False,
+        lm_loss_weight: float = 0.5,
+        dropout: float = 0.1,
+        **kwargs,
+    ):
+        class_names = None if class_names is None else [str(name) for name in class_names]
+        if num_classes is None:
+            num_classes = len(class_names or ())
+        fits = class_names is None or len(set(class_names)) == len(class_names) == num_classes
+        if num_classes < 2 or not fits:
+            raise ValueError(
+                "A TextClassifier needs two classes at least, and a different name for each or "
+                f"none. Received: num_classes={num_classes}, class_names={class_names}."
+            )
+        head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
+        output_projection = make_output_projection(num_classes)
+        super().__init__(
+            backbone,
+            head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),
+            tokenizer=tokenizer,
+            lm_loss_weight=lm_loss_weight,
+            num_sequences=2 if both_orders else 1,
+            task_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            **kwargs,
+        )
+        self.output_projection = output_projection
+        self.num_classes = num_classes
+        self.class_names = class_names
+        self.both_orders = both_orders
+        self.dropout = dropout
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`; warns if all labels are of one class."""
+        labels = targets_of(x, y)
+        if isinstance(labels, np.ndarray) and labels.size > 1 and (labels == labels.flat[0]).all():
+            warnings.warn(
+                f"All labels are the same class, {labels.flat[0]}: the model will learn to answer "
+                "nothing else. Is the data sorted by class, and only a part of it here?",
+                stacklevel=2,
+            )
+        return super().fit(x, y, *args, **kwargs)
+
+    def task_loss(self, y, outputs):
+        return class_loss(y, outputs)
+
+    def check_targets(self, y):
+        check_class_labels(y, self.num_classes, type(self).__name__)
+
+    def check_task(self, batches):
+        super().check_task(batches)
+        names = batches.class_names
+        if None not in (names, self.class_names) and list(names) != self.class_names:
+            raise ValueError(
+                "The data and the model must count the classes in the same order. "
+                f"Received: class_names={list(names)} in the data and {self.class_names} in the "
+                "model. Give the model's class_names to the data as well."
+            )
+
+    def predict_text(self, texts, batch_size: int = 32, probabilities: bool = False):
+        """The classes of texts, or of pairs of texts.
+
+        Args:
+            texts: texts, or pairs `(first, second)`; what does not fit in the backbone's
+                `max_sequence_length` is cut as in `kgpt.data.classification` and `entailment`.
+            batch_size: int. Texts in a batch.
+            probabilities: bool. Whether to return the probabilities of all classes instead.
+
+        Returns:
+            list with the name of each text's class, or its number where the model has no names;
+            with `probabilities`, float array `(texts, num_classes)`.
+
+        Raises:
+            ValueError: if the model has no tokenizer, and for what is no list of texts or pairs.
+        """
+        self.check_tokenizer()
+        logits = self.predict(
+            tasks.unlabelled(
+                texts,
+                self.tokenizer,
+                self.backbone.max_sequence_length,
+                batch_size,
+                self.both_orders,
+            ),
+            verbose=0,
+        )
+        if probabilities:
+            return ops.convert_to_numpy(ops.softmax(logits, axis=-1))
+        classes = logits.argmax(axis=-1).tolist()
+        return classes if self.class_names is None else [self.class_names[i] for i in classes]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "class_names": self.class_names,
+            "both_orders": self.both_orders,
+            "dropout": self.dropout,
+        }
+
+
+def make_output_projection(units: int) -> keras.layers.Dense:
+    """The linear map of a head, as GPT-1 initialises it."""
+    return keras.layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        dtype="float32",
+        name="output_projection",
+    )
+
+
+def class_loss(labels, logits):
+    """Cross-entropy of each example, `(batch,)`."""
+    if labels is None:
+        raise ValueError("The loss of classes needs labels. Received: data without them, y=None.")
+    labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
+    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+
+def check_class_labels(y, num_classes, model_name):
+    """Raises ValueError for an array of labels that are not classes of the model."""
+    if not isinstance(y, np.ndarray) or y.size == 0:
+        return
+    if y.shape[1:] not in ((), (1,)):
+        raise ValueError(
+            f"Labels for this {model_name} must be one int for each example, of shape (examples,). "
+            f"Received: shape {y.shape}. If they are one-hot, try labels.argmax(axis=-1)."
+        )
+    wrong = ~np.isin(y, np.arange(num_classes))
+    if wrong.any():
+        raise ValueError(
+            f"Labels for this {model_name} must be ints in [0, {num_classes}). "
+            f"Received: {y[wrong].flat[0]!r} among the labels."
+        )

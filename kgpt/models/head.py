@@ -1,0 +1,293 @@
+"""What all heads for fine-tuning have in common: one vector for each sequence, and two losses."""
+
+import keras
+from keras import ops, tree
+
+from kgpt import recipes
+from kgpt.data.tasks import TaskBatches
+from kgpt.losses import next_token_loss
+from kgpt.models.task import UNKNOWN_STEPS, Task
+
+
+class Head(Task):
+    """A model that reads whole sequences: the base of `TextClassifier` and the like, and of yours.
+
+    The state of each sequence's last real token, which is the classify token, goes to a head; what
+    the head gives is the output (GPT-1, section 3.2). The loss, a mean over the batch, is
+
+        task loss + lm_loss_weight x language-model loss                 (GPT-1, equation 5)
+
+    where the second is next-token cross-entropy, a mean over the real tokens of a sequence and then
+    over sequences, computed in chunks. `fit` and `evaluate` report `loss`, its parts `task_loss`
+    and `lm_loss`, and the head's metrics. `compile(loss=...)` is plain Keras and replaces all this.
+
+    A head of your own is a subclass that gives `task_loss`, and register it as Keras asks for::
+
+        @keras.saving.register_keras_serializable()
+        class RewardModel(kgpt.Head):
+            def __init__(self, backbone, **kwargs):
+                super().__init__(backbone, head=keras.layers.Dense(1), **kwargs)
+
+            def task_loss(self, y, outputs):  # of the first text more than of the second
+                return keras.ops.softplus(outputs[:, 1, 0] - outputs[:, 0, 0])
+
+    Args:
+        backbone: the `GPTBackbone` underneath, shared and not copied.
+        head: Keras layer, or function of layers made before, from float `(batch, sequences,
+            hidden_dim)` to the outputs.
+        tokenizer: optional `kgpt.Tokenizer`, for text in and out; saved in the model's file.
+        lm_loss_weight: float, at least 0. The paper's lambda; at 0 there is no second loss.
+        num_sequences: int. How many sequences an example has; None for any number.
+        task_metrics: Keras metrics of `(y, outputs)` that are reported too.
+        **kwargs: `name` and `trainable`.
+
+    Call arguments:
+        inputs: a dict, or the token ids alone:
+            - `"token_ids"`: int `(batch, sequences, length)`, or `(batch, length)` for one
+              sequence;
+            - `"padding_mask"`: optional, bool or int of the same shape; True marks real tokens.
+
+    Raises:
+        ValueError: for a negative weight, and if the tokenizer has more tokens than the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        head,
+        tokenizer=None,
+        lm_loss_weight: float = 0.5,
+        num_sequences: int | None = None,
+        task_metrics=(),
+        **kwargs,
+    ):
+        if not lm_loss_weight >= 0:
+            raise ValueError(
+                "lm_loss_weight must be at least 0. "
+                f"Received: lm_loss_weight={lm_loss_weight!r}. The paper's is 0.5."
+            )
+        # === Functional model ===
+        shape = (num_sequences, None)
+        inputs = {
+            "token_ids": keras.Input(shape, dtype="int32", name="token_ids"),
+            "padding_mask": keras.Input(shape, dtype="bool", name="padding_mask"),
+        }
+        last_states = LastTokenStates(dtype=backbone.dtype_policy, name="last_states")
+        hidden_states = backbone(MergeSequences(name="merge_sequences")(inputs))
+        states = last_states(hidden_states, inputs["padding_mask"])
+        super().__init__(backbone, inputs, head(states), tokenizer=tokenizer, **kwargs)
+
+        # === Config ===
+        self.lm_loss_weight = lm_loss_weight
+        self.num_sequences = num_sequences
+        self._head = head
+        self._last_states = last_states
+        names = ["loss", "task_loss", "lm_loss"] if lm_loss_weight else ["loss", "task_loss"]
+        self.own_metrics = [*(keras.metrics.Mean(name=name) for name in names), *task_metrics]
+        self._num_losses = len(names)
+
+    # === For subclasses ===
+
+    def task_loss(self, y, outputs):
+        """The loss of each example.
+
+        Args:
+            y: labels or targets as in the data; None where the data has none.
+            outputs: the model's outputs for the batch.
+
+        Returns:
+            float tensor `(batch,)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define task_loss(y, outputs).")
+
+    def check_targets(self, y):
+        """Raises ValueError for labels or targets that the head can't learn; None is no labels."""
+
+    # === Keras's entry points ===
+
+    def standardize_inputs(self, inputs):
+        return standardize_sequences(inputs, self.num_sequences)
+
+    def hidden_states(self, inputs, training=None):
+        return self.backbone(merge_sequences(inputs), training=training)
+
+    def outputs_in_step(self, inputs, hidden_states):
+        return self._head(self._last_states(hidden_states, inputs["padding_mask"]))
+
+    def compute_output_spec(self, inputs, training=None, mask=None):
+        return super().compute_output_spec(self.standardize_inputs(inputs))
+
+    def check_data(self, x, y=None):
+        super().check_data(x, y)
+        if isinstance(x, TaskBatches):
+            self.check_task(x)
+        self.check_targets(targets_of(x, y))
+
+    def check_task(self, batches):
+        """Raises ValueError for batches made for another head."""
+        sequences = batches.sequences_per_example
+        if self.num_sequences is not None and sequences != self.num_sequences:
+            raise ValueError(
+                f"This {type(self).__name__} reads {self.num_sequences} sequence(s) for each "
+                f"example. Received: batches with {sequences}. Both orders of a pair, or one, are "
+                "chosen by both_orders, in the model and in the data."
+            )
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        if isinstance(x, TaskBatches):
+            x = x.in_order_of_length()  # leaves the passes of the data itself alone
+        return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """As `keras.Model.predict`; rows of task batches come in the order of the texts."""
+        if not isinstance(x, TaskBatches):
+            return super().predict(x, *args, **kwargs)
+        x = x.in_order_of_length()
+        outputs = super().predict(x, *args, **kwargs)
+        return tree.map_structure(x.original_order, outputs)
+
+    def default_optimizer(self):
+        return recipes.finetuning_optimizer(UNKNOWN_STEPS, warmup=0.0)
+
+    def default_schedule(self, steps, start):
+        # The warm-up is a share of the steps: of an unknown number of them there is none.
+        warmup = {"warmup": 0.0} if steps == UNKNOWN_STEPS else {}
+        return recipes.WarmupLinear(recipes.FINETUNING_RATE, steps, start=start, **warmup)
+
+    # === Loss and metrics ===
+
+    def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
+        examples = ops.shape(x["token_ids"])[0]
+        weights = ops.ones((examples,), "float32")
+        if sample_weight is not None:
+            weights = weights * ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
+        weights = weights / ops.cast(examples, "float32")
+        total = task_loss = ops.sum(ops.cast(self.task_loss(y, outputs), "float32") * weights)
+        losses = [task_loss]
+        if self.lm_loss_weight:
+            losses.append(self._lm_loss(x, hidden_states, weights, training))
+            total = total + self.lm_loss_weight * losses[-1]
+        total = total + self.regularization()
+        for metric, loss in zip(self.own_metrics, [total, *losses], strict=False):
+            metric.update_state(ops.stop_gradient(loss), sample_weight=examples)
+        for metric in self.own_metrics[self._num_losses :]:
+            metric.update_state(y, ops.stop_gradient(outputs), sample_weight=sample_weight)
+        return total
+
+    def _lm_loss(self, x, hidden_states, weights, training):
+        """The language-model loss: mean over a sequence, then over sequences, then weighted."""
+        sequences = x["token_ids"].shape[1] or ops.shape(x["token_ids"])[1]
+        flat = merge_sequences(x)
+        token_ids, mask = flat["token_ids"], ops.cast(flat["padding_mask"], "float32")
+        # Position t is scored by token t + 1, where both are real.
+        targets = ops.roll(token_ids, -1, axis=1)
+        counts = mask * ops.roll(mask, -1, axis=1)  # (batch * sequences, length)
+        counts = counts * ops.cast(
+            ops.arange(1, ops.shape(mask)[1] + 1) < ops.shape(mask)[1], "float32"
+        )
+        weights = ops.repeat(weights / ops.cast(sequences, "float32"), sequences)
+        shares = ops.divide_no_nan(counts, ops.sum(counts, axis=1, keepdims=True))
+        is_learning = training and bool(self.backbone.trainable_variables)
+        loss, _ = next_token_loss(
+            hidden_states,
+            self.backbone.token_embedding,
+            targets,
+            shares * weights[:, None],
+            is_learning,
+        )
+        return loss
+
+    def check_tokenizer(self):
+        """Raises ValueError if there is no tokenizer to read text with."""
+        if self.tokenizer is None:
+            raise ValueError(
+                "To predict from text, a model needs its tokenizer. Received: a "
+                f"{type(self).__name__} without one. Try {type(self).__name__}(..., "
+                "tokenizer=tokenizer)."
+            )
+
+    def get_config(self):
+        return {**super().get_config(), "lm_loss_weight": self.lm_loss_weight}
+
+
+def targets_of(x, y):
+    """The labels or targets of what `fit` and `evaluate` take, where they are known now."""
+    return x.labels if isinstance(x, TaskBatches) else y
+
+
+def standardize_sequences(inputs, num_sequences=None):
+    """Inputs as a dict of tensors `(batch, sequences, length)`.
+
+    Raises:
+        ValueError: for unknown names, another rank and another number of sequences.
+    """
+    inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+    if "token_ids" not in inputs or set(inputs) - {"token_ids", "padding_mask"}:
+        raise ValueError(
+            'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask". '
+            f"Received: a dict with {sorted(inputs)}."
+        )
+    token_ids = ops.cast(inputs["token_ids"], "int32")
+    mask = inputs.get("padding_mask")
+    mask = ops.ones_like(token_ids, dtype="bool") if mask is None else ops.cast(mask, "bool")
+    if len(token_ids.shape) == 2:
+        token_ids = ops.expand_dims(token_ids, 1)
+    if len(mask.shape) == 2:
+        mask = ops.expand_dims(mask, 1)
+    shape = tuple(token_ids.shape)
+    wrong_number = len(shape) == 3 and None not in (num_sequences, shape[1])
+    if len(shape) != 3 or (wrong_number and shape[1] != num_sequences):
+        expected = "sequences" if num_sequences is None else num_sequences
+        raise ValueError(
+            f"Token ids must have shape (batch, {expected}, length)"
+            f"{' or (batch, length)' if num_sequences in (None, 1) else ''}. "
+            f"Received: shape {shape}."
+        )
+    return {"token_ids": token_ids, "padding_mask": mask}
+
+
+def merge_sequences(inputs):
+    """`(batch, sequences, length)` -> `(batch * sequences, length)`, as the backbone reads it."""
+    return {
+        name: ops.reshape(x, (-1, x.shape[-1] or ops.shape(x)[-1])) for name, x in inputs.items()
+    }
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class MergeSequences(keras.layers.Layer):
+    """`merge_sequences` as a layer of the graph."""
+
+    def call(self, inputs):
+        return merge_sequences(inputs)
+
+    def compute_output_spec(self, inputs):
+        return {
+            name: keras.KerasTensor((None, x.shape[-1]), dtype=x.dtype)
+            for name, x in inputs.items()
+        }
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class LastTokenStates(keras.layers.Layer):
+    """The state of the last real token of each sequence, wherever its padding is.
+
+    Call arguments:
+        hidden_states: float tensor `(batch * sequences, length, hidden_dim)`.
+        padding_mask: bool tensor `(batch, sequences, length)`.
+
+    Returns:
+        float tensor `(batch, sequences, hidden_dim)`.
+    """
+
+    def call(self, hidden_states, padding_mask):
+        length = ops.shape(padding_mask)[-1]
+        last = ops.max(ops.cast(padding_mask, "int32") * ops.arange(length, dtype="int32"), axis=-1)
+        sequences = padding_mask.shape[1] or ops.shape(padding_mask)[1]
+        is_last = ops.equal(ops.arange(length, dtype="int32"), ops.reshape(last, (-1, 1)))
+        is_last = ops.expand_dims(ops.cast(is_last, hidden_states.dtype), 1)
+        states = ops.matmul(is_last, hidden_states)  # (batch * sequences, 1, hidden_dim)
+        return ops.reshape(states, (-1, sequences, hidden_states.shape[-1]))
+
+    def compute_output_spec(self, hidden_states, padding_mask):
+        shape = (*padding_mask.shape[:2], hidden_states.shape[-1])
+        return keras.KerasTensor(shape, dtype=hidden_states.dtype)

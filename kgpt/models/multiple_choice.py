@@ -1,0 +1,111 @@
+"""A context and the ending that fits it, among several."""
+
+import keras
+from keras import ops
+
+from kgpt.data import tasks
+from kgpt.models.classifier import check_class_labels, class_loss, make_output_projection
+from kgpt.models.head import Head
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class MultipleChoice(Head):
+    """Chooses among texts that continue a context: questions with answers, story endings.
+
+    Each choice is a sequence of its own, `[start] context [delimiter] choice [classify]`; one
+    linear map turns its last real token's state into a number, and a softmax goes over the choices
+    (GPT-1, section 3.3). Dropout has the same mask for all choices of an example. The map starts at
+    N(0, 0.02), its bias at 0. Labels are the numbers of the right choices, from 0. Reported are
+    `loss`, `task_loss`, `lm_loss` and `accuracy`.
+
+    Args:
+        backbone: the `GPTBackbone` underneath, shared and not copied.
+        tokenizer: optional `kgpt.Tokenizer`, for `predict_text`; saved in the model's file.
+        lm_loss_weight: float. The paper's lambda: what the language-model loss counts.
+        dropout: float in [0, 1). Used on the states that the numbers are read from.
+        **kwargs: `name` and `trainable`.
+
+    Call arguments:
+        inputs: see `Head`: `(batch, choices, length)`.
+
+    Returns:
+        float tensor `(batch, choices)`: logits.
+
+    Example:
+        model = kgpt.MultipleChoice(lm.backbone, tokenizer=tokenizer)
+        model.compile(kgpt.recipes.finetuning_optimizer(steps=600))
+        model.fit(kgpt.data.multiple_choice(contexts, choices, labels, tokenizer), epochs=3)
+        model.predict_text(["The sky is"], [["blue.", "loud."]])
+    """
+
+    def __init__(
+        self,
+        backbone,
+        tokenizer=None,
+        lm_loss_weight: float = 0.5,
+        dropout: float = 0.1,
+        **kwargs,
+    ):
+        head_dropout = keras.layers.Dropout(
+            dropout, noise_shape=(None, 1, None), name="head_dropout"
+        )
+        output_projection = make_output_projection(1)
+        super().__init__(
+            backbone,
+            head=lambda states: ops.squeeze(output_projection(head_dropout(states)), axis=-1),
+            tokenizer=tokenizer,
+            lm_loss_weight=lm_loss_weight,
+            task_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            **kwargs,
+        )
+        self.output_projection = output_projection
+        self.dropout = dropout
+
+    def task_loss(self, y, outputs):
+        return class_loss(y, outputs)
+
+    def check_task(self, batches):
+        super().check_task(batches)
+        if batches.sequences_per_example < 2 or batches.both_orders:
+            raise ValueError(
+                "A MultipleChoice needs examples with two choices at least, as from "
+                "kgpt.data.multiple_choice. Received: batches with "
+                f"{batches.sequences_per_example} sequence(s) for each example, "
+                f"both_orders={batches.both_orders}."
+            )
+
+    def check_data(self, x, y=None):
+        super().check_data(x, y)
+        token_ids = x.get("token_ids") if isinstance(x, dict) else x
+        shape = getattr(token_ids, "shape", None)
+        if shape is not None and len(shape) == 3:
+            check_class_labels(y, shape[1], type(self).__name__)
+
+    def predict_text(self, contexts, choices, batch_size: int = 8, probabilities: bool = False):
+        """The number of the best choice for each context.
+
+        Args:
+            contexts: list of texts; what does not fit in the backbone's `max_sequence_length` is
+                cut as in `kgpt.data.multiple_choice`.
+            choices: list of lists of texts, as many for each context.
+            batch_size: int. Contexts in a batch.
+            probabilities: bool. Whether to return the probabilities of all choices instead.
+
+        Returns:
+            list of int, from 0; with `probabilities`, float array `(contexts, choices)`.
+
+        Raises:
+            ValueError: if the model has no tokenizer, and as `kgpt.data.multiple_choice`.
+        """
+        self.check_tokenizer()
+        length = self.backbone.max_sequence_length
+        batches = tasks.multiple_choice(
+            contexts, choices, None, self.tokenizer, length, batch_size, seed=None
+        )
+        logits = self.predict(batches, verbose=0)
+        if probabilities:
+            return ops.convert_to_numpy(ops.softmax(logits, axis=-1))
+        return logits.argmax(axis=-1).tolist()
+
+    def get_config(self):
+        return {**super().get_config(), "dropout": self.dropout}

@@ -1,0 +1,133 @@
+"""A text, or a pair, and numbers."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kgpt.data import tasks
+from kgpt.models.classifier import make_output_projection
+from kgpt.models.head import Head
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class TextRegressor(Head):
+    """Predicts one number or several from a text or a pair, such as how alike two sentences are.
+
+    `W dropout(h)`, where `h` is the last real token's state, summed over the sequences of an
+    example (GPT-1, section 3.3), under the mean squared error. `W` starts at N(0, 0.02), its bias
+    at 0. Reported are `loss`, `task_loss` (the mean squared error), `lm_loss` and
+    `mean_absolute_error`.
+
+    Targets far from 0 or of large spread are learned slowly: scale them first.
+
+    Args:
+        backbone: the `GPTBackbone` underneath, shared and not copied.
+        num_outputs: int. Numbers for each example.
+        tokenizer: optional `kgpt.Tokenizer`, for `predict_text`; saved in the model's file.
+        both_orders: bool. Whether pairs are read in both orders, as `kgpt.data.regression` makes
+            them; without influence on single texts.
+        lm_loss_weight: float. The paper's lambda: what the language-model loss counts.
+        dropout: float in [0, 1). Used on the state that the numbers are read from.
+        **kwargs: `name` and `trainable`.
+
+    Call arguments:
+        inputs: see `Head`: `(batch, length)`, or `(batch, 2, length)` for both orders of a pair.
+
+    Returns:
+        float tensor `(batch, num_outputs)`.
+
+    Raises:
+        ValueError: if `num_outputs` is below 1.
+
+    Example:
+        regressor = kgpt.TextRegressor(lm.backbone, tokenizer=tokenizer)
+        regressor.compile(kgpt.recipes.finetuning_optimizer(steps=600))
+        regressor.fit(kgpt.data.regression(list(zip(first, second)), scores, tokenizer), epochs=3)
+    """
+
+    def __init__(
+        self,
+        backbone,
+        num_outputs: int = 1,
+        tokenizer=None,
+        both_orders: bool = True,
+        lm_loss_weight: float = 0.5,
+        dropout: float = 0.1,
+        **kwargs,
+    ):
+        if num_outputs < 1:
+            raise ValueError(
+                f"num_outputs must be at least 1. Received: num_outputs={num_outputs}."
+            )
+        head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
+        output_projection = make_output_projection(num_outputs)
+        super().__init__(
+            backbone,
+            head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),
+            tokenizer=tokenizer,
+            lm_loss_weight=lm_loss_weight,
+            task_metrics=[keras.metrics.MeanAbsoluteError(name="mean_absolute_error")],
+            **kwargs,
+        )
+        self.output_projection = output_projection
+        self.num_outputs = num_outputs
+        self.both_orders = both_orders
+        self.dropout = dropout
+
+    def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
+        if y is not None:  # `(batch,)` is `(batch, 1)`, for loss and metrics alike
+            y = ops.reshape(ops.cast(y, "float32"), (-1, self.num_outputs))
+        return super().own_loss(x, y, hidden_states, outputs, sample_weight, training)
+
+    def task_loss(self, y, outputs):
+        if y is None:
+            raise ValueError("Regression needs targets. Received: data without them, y=None.")
+        return ops.mean(ops.square(y - ops.cast(outputs, "float32")), axis=-1)
+
+    def check_targets(self, y):
+        if not isinstance(y, np.ndarray) or y.size == 0:
+            return
+        if y.shape[1:] not in {(self.num_outputs,), () if self.num_outputs == 1 else None}:
+            raise ValueError(
+                f"Targets must have shape (examples, {self.num_outputs}). "
+                f"Received: shape {y.shape}. The number is the model's num_outputs."
+            )
+        if not np.isfinite(y).all():
+            raise ValueError(
+                f"Targets must be finite numbers. Received: {y[~np.isfinite(y)][0]} among them."
+            )
+
+    def check_task(self, batches):
+        super().check_task(batches)
+        if batches.both_orders != self.both_orders:
+            raise ValueError(
+                "The data and the model must read pairs alike. Received: data with "
+                f"both_orders={batches.both_orders}, a model with both_orders={self.both_orders}."
+            )
+
+    def predict_text(self, texts, batch_size: int = 32) -> np.ndarray:
+        """The numbers of texts, or of pairs of texts.
+
+        Args:
+            texts: texts, or pairs `(first, second)`; what does not fit in the backbone's
+                `max_sequence_length` is cut as in `kgpt.data.regression`.
+            batch_size: int. Texts in a batch.
+
+        Returns:
+            float array `(texts, num_outputs)`.
+
+        Raises:
+            ValueError: if the model has no tokenizer, and for what is no list of texts or pairs.
+        """
+        self.check_tokenizer()
+        length = self.backbone.max_sequence_length
+        batches = tasks.unlabelled(texts, self.tokenizer, length, batch_size, self.both_orders)
+        return self.predict(batches, verbose=0)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_outputs": self.num_outputs,
+            "both_orders": self.both_orders,
+            "dropout": self.dropout,
+        }

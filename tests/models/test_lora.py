@@ -1,0 +1,206 @@
+import keras
+import numpy as np
+import pytest
+from oracles import randomize, to_numpy
+
+import kgpt
+
+VOCABULARY = 19
+# TensorFlow spends most of a small test on making graphs.
+QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
+
+
+def make_classifier(rank=4, alpha=None):
+    keras.utils.set_random_seed(0)
+    backbone = kgpt.GPTBackbone(VOCABULARY, 2, 3, 12, max_sequence_length=9, dropout=0.0)
+    randomize(backbone)
+    if rank:
+        backbone.enable_lora(rank, alpha)
+    model = kgpt.TextClassifier(backbone, num_classes=3, dropout=0.0)
+    model.compile(keras.optimizers.SGD(0.5), **QUICK)
+    return model
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, VOCABULARY, (8, 7)), np.arange(8) % 3
+
+
+def values(weights):
+    return {w.path: to_numpy(w) for w in weights}
+
+
+def changed(weights, before):
+    return {w.path for w in weights if np.any(to_numpy(w) != before[w.path])}
+
+
+def test_of_the_first_gpt_one_weight_in_a_hundred_is_trained():
+    block = kgpt.GPTBackbone.from_preset("gpt1", num_layers=1, vocabulary_size=5)
+
+    block.enable_lora(8)
+
+    trained = 12 * sum(np.prod(w.shape) for w in block.trainable_weights)
+    assert trained == 12 * 8 * (768 + 2304 + 768 + 768 + 768 + 3072 + 3072 + 768)
+    assert 0.009 < trained / 116_534_784 < 0.015
+
+
+def test_at_first_the_outputs_are_those_without_additions(data):
+    plain, lora = make_classifier(rank=None), make_classifier()
+
+    np.testing.assert_allclose(
+        to_numpy(lora.backbone(data[0])), to_numpy(plain.backbone(data[0])), atol=1e-6
+    )
+
+
+def test_a_fit_changes_the_additions_and_the_head_and_nothing_else(data):
+    model = make_classifier()
+    before = values(model.weights)
+
+    model.fit(*data, epochs=2, verbose=0)
+
+    expected = {path for path in before if "lora" in path or path.startswith("output_projection")}
+    assert len(expected) == 2 * 4 * 2 + 2
+    assert changed(model.weights, before) == expected
+
+
+def test_an_addition_is_the_product_of_its_factors_times_alpha_over_rank(data):
+    backbone = make_classifier(rank=4, alpha=6).backbone
+    dense = backbone.decoder_blocks[1].attention.query_key_value
+    a, b = (np.random.default_rng(0).standard_normal(s) for s in ((12, 4), (4, 36)))
+    x = np.random.default_rng(1).standard_normal((5, 12)).astype("float32")
+    W, bias = to_numpy(dense._kernel), to_numpy(dense.bias)
+
+    dense.lora_kernel_a.assign(a)
+    dense.lora_kernel_b.assign(b)
+
+    np.testing.assert_allclose(to_numpy(dense(x)), x @ (W + 6 / 4 * a @ b) + bias, atol=1e-4)
+
+
+def test_a_saved_model_loads_with_the_same_outputs_and_trains_on(data, tmp_path):
+    model = make_classifier()
+    model.fit(*data, epochs=2, verbose=0)
+    outputs = model.predict(data[0], verbose=0)
+    model.save(tmp_path / "lora.keras")
+
+    loaded = keras.models.load_model(tmp_path / "lora.keras")
+    np.testing.assert_allclose(loaded.predict(data[0], verbose=0), outputs, atol=1e-5)
+    before = values(loaded.weights)
+    losses = loaded.fit(*data, epochs=4, verbose=0).history["loss"]
+
+    expected = {path for path in before if "lora" in path or path.startswith("output_projection")}
+    assert (loaded.backbone.lora_rank, len(expected)) == (4, 18)
+    assert changed(loaded.weights, before) == expected
+    assert losses[-1] < losses[0]
+
+
+def test_weights_alone_load_with_the_same_outputs_and_train_on(data, tmp_path):
+    model, other = make_classifier(), make_classifier()
+    model.fit(*data, verbose=0)
+    model.save_weights(tmp_path / "lora.weights.h5")
+
+    other.load_weights(tmp_path / "lora.weights.h5")
+
+    np.testing.assert_allclose(
+        other.predict(data[0], verbose=0), model.predict(data[0], verbose=0), atol=1e-5
+    )
+    before = values(other.weights)
+    other.train_on_batch(*data)
+    assert sum("lora" in path for path in changed(other.weights, before)) >= 8
+
+
+def test_merged_additions_give_the_same_outputs_and_a_plain_backbone(data):
+    model = make_classifier()
+    model.fit(*data, epochs=2, verbose=0)
+    outputs = to_numpy(model.backbone(data[0]))
+
+    model.backbone.merge_lora()
+
+    np.testing.assert_allclose(to_numpy(model.backbone(data[0])), outputs, atol=1e-5)
+    plain = make_classifier(rank=None).backbone
+    assert len(model.backbone.trainable_weights) == len(plain.trainable_weights)
+    assert model.backbone.get_config() == {**plain.get_config(), "name": model.backbone.name}
+    model.compile(keras.optimizers.SGD(0.5), **QUICK)
+    before = values(model.weights)
+    model.fit(*data, verbose=0)
+    assert changed(model.weights, before) == set(before)
+
+
+def test_merged_additions_are_saved_as_plain_weights(data, tmp_path):
+    model = make_classifier()
+    model.fit(*data, verbose=0)
+    model.backbone.merge_lora()
+    model.save(tmp_path / "merged.keras")
+
+    loaded = keras.models.load_model(tmp_path / "merged.keras")
+
+    assert loaded.backbone.lora_rank is None
+    np.testing.assert_allclose(
+        to_numpy(loaded.backbone(data[0])), to_numpy(model.backbone(data[0])), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.5, True, None])
+def test_ranks_that_cannot_be_are_refused(rank):
+    backbone = make_classifier(rank=None).backbone
+
+    with pytest.raises(ValueError, match=f"Received: rank={rank}"):
+        backbone.enable_lora(rank)
+
+
+def test_additions_can_be_enabled_once_and_merged_once():
+    backbone = make_classifier().backbone
+
+    with pytest.raises(ValueError, match="with lora_rank=4"):
+        backbone.enable_lora(4)
+    backbone.merge_lora()
+    with pytest.raises(ValueError, match="lora_rank=None"):
+        backbone.merge_lora()
+    backbone.enable_lora(2)
+    assert backbone.lora_rank == 2
+
+
+# === more tokens ===
+
+
+def test_a_larger_vocabulary_keeps_what_was_learned(data):
+    backbone = make_classifier(rank=None).backbone
+
+    grown = backbone.with_vocabulary_size(VOCABULARY + 400)
+
+    assert grown.vocabulary_size == VOCABULARY + 400
+    assert backbone.vocabulary_size == VOCABULARY
+    np.testing.assert_array_equal(to_numpy(grown(data[0])), to_numpy(backbone(data[0])))
+    embeddings = to_numpy(grown.token_embedding.embeddings)
+    old = to_numpy(backbone.token_embedding.embeddings)
+    np.testing.assert_array_equal(embeddings[:VOCABULARY], old)
+    fresh = embeddings[VOCABULARY:]
+    assert fresh.std() == pytest.approx(0.02, rel=0.1)
+    assert abs(fresh.mean()) < 0.002
+    for own, new in zip(backbone.weights, grown.weights, strict=True):
+        if own is not backbone.token_embedding.embeddings:
+            np.testing.assert_array_equal(to_numpy(new), to_numpy(own))
+
+
+def test_the_larger_backbone_has_weights_of_its_own():
+    backbone = make_classifier(rank=None).backbone
+    grown = backbone.with_vocabulary_size(VOCABULARY + 3)
+    before = values(backbone.weights)
+
+    for weight in grown.weights:
+        weight.assign(weight + 1)
+
+    assert not changed(backbone.weights, before)
+
+
+def test_the_same_size_is_the_same_backbone():
+    backbone = make_classifier(rank=None).backbone
+
+    assert backbone.with_vocabulary_size(VOCABULARY) is backbone
+
+
+def test_fewer_tokens_and_weights_with_additions_are_refused():
+    with pytest.raises(ValueError, match=f"Received: vocabulary_size={VOCABULARY - 1}"):
+        make_classifier(rank=None).backbone.with_vocabulary_size(VOCABULARY - 1)
+    with pytest.raises(ValueError, match="lora_rank=4"):
+        make_classifier().backbone.with_vocabulary_size(VOCABULARY + 1)

@@ -1,0 +1,107 @@
+"""The parts of the examples that users copy; the scripts themselves run for minutes."""
+
+import argparse
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kgpt
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_head_of_ones_own_is_short_learns_and_travels_in_a_file(tmp_path):
+    example = load("custom_head")
+    keras.utils.set_random_seed(0)
+    preferred, others = example.comparisons("validation", 96)
+    tokenizer = kgpt.Tokenizer.train([*preferred, *others], vocabulary_size=400)
+    backbone = kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 24, max_sequence_length=64)
+    model = example.RewardModel(backbone, tokenizer=tokenizer, lm_loss_weight=0.1)
+    model.compile(keras.optimizers.Adam(1e-2))
+    data = example.batches(preferred, others, tokenizer)
+
+    model.fit(data, epochs=6, verbose=0)
+    scores = model.predict(data, verbose=0)[..., 0]  # (batch, 2)
+    model.save(tmp_path / "reward.keras")
+    loaded = keras.saving.load_model(tmp_path / "reward.keras")
+
+    assert len(inspect.getsource(example.RewardModel).splitlines()) < 20
+    assert (scores[:, 0] > scores[:, 1]).mean() > 0.9
+    np.testing.assert_allclose(loaded.predict(data, verbose=0)[..., 0], scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_validation", [True, False])
+def test_the_tutorial_reads_a_table_of_ones_own(tmp_path, monkeypatch, with_validation):
+    pytest.importorskip("datasets", reason="own tables are read by the package datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    rows = [f'text "{i}" of many, with a comma\t{i % 2}' for i in range(20)]
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\n" + "\n".join(rows[:10]) + "\n")
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\n" + "\n".join(rows[10:]) + "\n")
+    arguments = argparse.Namespace(
+        train=str(tmp_path / "train.tsv"),
+        validation=str(tmp_path / "dev.tsv") if with_validation else None,
+        text=["sentence"],
+        label="label",
+        regression=False,
+    )
+
+    columns = load("finetune").own_table(arguments)
+
+    train, valid = columns("train"), columns("validation")
+    assert (len(train["texts"]), len(valid["texts"])) == ((10, 10) if with_validation else (9, 1))
+    assert set(train["labels"]) == {0, 1}
+    assert not set(train["texts"]) & set(valid["texts"])
+    if with_validation:
+        assert train["texts"][0] == 'text "0" of many, with a comma'
+
+
+def test_the_ablation_reads_the_tasks_as_their_authors_publish_them(tmp_path):
+    example = load("ablation")
+    files = {
+        "sst2/train.tsv": "a fine film\t1\n",
+        "cola/in_domain_train.tsv": 'gj04\t0\t*\tHe "said.\n',
+        "stsb/sts-train.csv": 'a\tb\tc\t1\t4.2\tOne "quote\tTwo texts\textra\n',
+        "rte/train.tsv": "index\tsentence1\tsentence2\tlabel\n0\tA premise\tSo\tentailment\n",
+        "copa/copa-dev.xml": '<copa-corpus><item id="1" asks-for="cause" '
+        'most-plausible-alternative="2"><p>It fell.</p><a1>No</a1><a2>Yes</a2></item>'
+        "</copa-corpus>",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+
+    read = {task: example.READERS[task](tmp_path / task, True) for task in example.READERS}
+
+    assert read["sst2"] == (["a fine film"], [1])
+    assert read["cola"] == (['He "said.'], [0])
+    assert read["stsb"] == ([('One "quote', "Two texts")], [pytest.approx(1.0)])
+    assert read["rte"] == ([("A premise", "So")], [1])
+    assert read["copa"] == ((["It fell. What was the cause?"], [["No", "Yes"]]), [1])
+
+
+def test_a_linear_model_of_words_is_scored_on_each_task():
+    pytest.importorskip("sklearn", reason="the baseline is scikit-learn's")
+    example = load("ablation")
+    texts = ["good good film", "bad dull film"] * 4
+    pairs = [("a cat sat", "a cat sat"), ("a cat sat", "the dog ran")] * 4
+    choices = ["one two three"] * 8, [["one two", "nine ten"], ["six ten", "two three"]] * 4
+    train = {"sst2": (texts, [1, 0] * 4), "stsb": (pairs, [1.0, -1.0] * 4)}
+    train["copa"] = choices, [0, 1] * 4
+
+    outputs = {task: example.tf_idf_outputs(task, train[task], train[task]) for task in train}
+
+    assert outputs["sst2"].argmax(axis=1).tolist() == [1, 0] * 4
+    assert outputs["copa"].argmax(axis=1).tolist() == [0, 1] * 4
+    assert np.corrcoef(outputs["stsb"][:, 0], train["stsb"][1])[0, 1] > 0.99

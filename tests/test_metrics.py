@@ -1,0 +1,62 @@
+import math
+
+import numpy as np
+import pytest
+
+from kgpt import metrics
+
+pytest.importorskip("sklearn", reason="scores come from scikit-learn and scipy (kgpt[scores])")
+
+
+def test_classes_are_scored_by_accuracy_f1_and_matthews_correlation():
+    labels = [1, 1, 1, 0, 0, 1]
+    predicted = np.array([1, 0, 1, 0, 1, 1])
+
+    scores = metrics.classification_scores(labels, np.eye(2)[predicted])
+
+    # 3 true positives, 1 true negative, 1 false positive, 1 false negative
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+    assert scores["matthews"] == pytest.approx((3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2))
+
+
+def test_f1_of_more_than_two_classes_is_the_mean_over_classes():
+    scores = metrics.classification_scores([0, 1, 2, 2], np.eye(3)[[0, 1, 2, 1]])
+
+    assert scores["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+
+
+def test_a_model_that_always_says_the_same_has_no_correlation():
+    assert metrics.classification_scores([0, 1, 1], np.zeros((3, 2)))["matthews"] == 0
+    assert metrics.regression_scores([0, 1, 2], np.ones((3, 1))) == {"pearson": 0, "spearman": 0}
+
+
+def test_numbers_are_scored_by_correlation():
+    targets = np.array([0.0, 1.0, 2.0, 10.0])
+    outputs = np.array([[1.0], [2.0], [3.0], [4.0]])
+
+    scores = metrics.regression_scores(targets, outputs)
+
+    assert scores["spearman"] == pytest.approx(1.0)
+    assert scores["pearson"] == pytest.approx(np.corrcoef(targets, outputs[:, 0])[0, 1])
+
+
+def test_scores_of_several_outputs_are_averaged():
+    targets = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    outputs = np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]])
+
+    assert metrics.regression_scores(targets, outputs)["spearman"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("score", "shapes"),
+    [
+        (metrics.classification_scores, [(3,), (4, 2)]),
+        (metrics.classification_scores, [(3,), (3,)]),
+        (metrics.regression_scores, [(3,), (3, 2)]),
+        (metrics.regression_scores, [(1,), (1, 1)]),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(score, shapes):
+    with pytest.raises(ValueError, match="Received: shapes"):
+        score(*(np.zeros(shape) for shape in shapes))
