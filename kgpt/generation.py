@@ -343,6 +343,10 @@ def _functions(model, sampler):
 def _make_functions(backbone, sampler, vocabulary):
     from keras_hub.samplers import Sampler
 
+    run_step = functools.partial(_step, backbone)
+    if keras.config.backend() == "torch":
+        run_step = _record(run_step)
+
     def logits_of(hidden_states):
         return backbone.token_embedding(hidden_states, reverse=True)[:, :vocabulary]
 
@@ -350,7 +354,7 @@ def _make_functions(backbone, sampler, vocabulary):
         return _prefill(backbone, token_ids, lengths, new_slots)[0]
 
     def step(new_slots, token_ids, cache, slot):
-        hidden_states, cache = _step(backbone, token_ids, cache, slot, new_slots)
+        hidden_states, cache = run_step(token_ids, cache, slot, new_slots)
         probabilities = sampler.compute_probabilities(logits_of(hidden_states))
         return sampler.get_next_token(probabilities), cache
 
@@ -360,7 +364,7 @@ def _make_functions(backbone, sampler, vocabulary):
 
         def next_logits(tokens, cache, index):
             slot = index - 1
-            h, cache = _step(backbone, tokens[:, slot][:, None], cache, slot, new_slots)
+            h, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
             return logits_of(h), h, cache
 
         # The sampler looks for stop tokens where the mask is False.
@@ -398,7 +402,7 @@ def _limited(sampler, count):
 
 
 def _compile(function, weights, random_states):
-    """Compiles as the backend does; the one place that knows how.
+    """Compiles as the backend does; with `_record`, the one place that knows how.
 
     Args:
         function: takes a static int, then tensors.
@@ -442,6 +446,34 @@ def _compile(function, weights, random_states):
         for own, state in zip(random_states, states, strict=True):
             state.assign(own)
         return outputs
+
+    return run
+
+
+def _record(step):
+    """Records PyTorch's operations in a first call, for later ones with tensors of the same shapes.
+
+    Uncompiled, most of a step's time is Keras's own: hundreds of calls in Python. PyTorch's compiler
+    would do more, but needs one for C++ on the machine.
+
+    Args:
+        step: as `_step`, for one backbone.
+    """
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    recorded = {}
+
+    def run(token_ids, cache, slot, new_slots):
+        slot = torch.as_tensor(slot, dtype=torch.int32, device=token_ids.device)
+        all_slots = cache["layers"][0][0].shape[2]
+        key = token_ids.shape[0], all_slots, new_slots
+        if key not in recorded:
+            graph = make_fx(lambda *inputs: step(*inputs, new_slots))(token_ids, cache, slot)
+            graph.graph.eliminate_dead_code()
+            graph.recompile()
+            recorded[key] = graph
+        return recorded[key](token_ids, cache, slot)
 
     return run
 
@@ -495,8 +527,6 @@ def _step(backbone, token_ids, cache, slot, new_slots):
     Returns:
         Hidden states `(batch, hidden_dim)`, and the cache with the tokens in it.
     """
-    if keras.config.backend() == "torch":
-        slot = int(slot)  # without compilation, Keras is faster with a Python int
     lengths = cache["lengths"][:, None]
     all_slots = cache["layers"][0][0].shape[2]
     prompt_slots = all_slots - new_slots
