@@ -1,6 +1,10 @@
 """GPT models in Keras 3: pretrain on your own text, fine-tune on your own task."""
 
 from kgpt import callbacks, data, layers, metrics, plot, recipes
+from kgpt.convert.huggingface import from_huggingface, to_huggingface
+from kgpt.convert.keras_hub import from_keras_hub, to_keras_hub
+from kgpt.convert.model_card import model_card
+from kgpt.convert.openai import from_openai
 from kgpt.models import (
     CausalLM,
     GPTBackbone,
@@ -23,8 +27,14 @@ __all__ = [
     "Tokenizer",
     "callbacks",
     "data",
+    "from_huggingface",
+    "from_keras_hub",
+    "from_openai",
     "layers",
     "metrics",
+    "model_card",
     "plot",
     "recipes",
+    "to_huggingface",
+    "to_keras_hub",
 ]

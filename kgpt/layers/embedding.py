@@ -1,5 +1,8 @@
 """Tokens and positions in, hidden states out; and, with the same matrix, back to tokens."""
 
+import contextlib
+import contextvars
+
 import keras
 from keras import ops
 
@@ -90,7 +93,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
 
     def check_length(self, length: int | None):
         """Raises ValueError for a length that there are no positions for."""
-        if length is not None and length > self.max_sequence_length:
+        if isinstance(length, int) and length > self.max_sequence_length:
             raise ValueError(
                 "A sequence must not be longer than max_sequence_length. "
                 f"Received: length={length}, max_sequence_length={self.max_sequence_length}. "
@@ -118,12 +121,30 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         }
 
 
+_start_at_zero = contextvars.ContextVar("start_at_zero", default=False)
+
+
+@contextlib.contextmanager
+def starting_at_zero():
+    """Layers made inside draw no random numbers, which takes time and memory.
+
+    For models whose weights are about to be read from a file.
+    """
+    token = _start_at_zero.set(True)
+    try:
+        yield
+    finally:
+        _start_at_zero.reset(token)
+
+
 def normal_initializer(initializer):
     """The initializer that was asked for, or else GPT's N(0, 0.02) (GPT-1, section 4.1).
 
     Always a new one: an initializer gives the same numbers at each call, so no two weights may
     share it.
     """
+    if _start_at_zero.get():
+        return keras.initializers.Zeros()
     if initializer is None:
         return keras.initializers.RandomNormal(stddev=0.02)
     initializer = keras.initializers.get(initializer)

@@ -1,0 +1,241 @@
+"""The config.json of transformers' GPTs, from and to the arguments of kgpt's classes."""
+
+import keras
+from keras import ops
+
+from kgpt.convert.weights import Tensor
+from kgpt.layers.feed_forward import gelu_tanh
+from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
+
+# What follows "GPT2" or "OpenAIGPT" in the names of transformers' classes.
+TASKS = {
+    "backbone": "Model",
+    "causal_lm": "LMHeadModel",
+    "text_classifier": "ForSequenceClassification",
+    "text_regressor": "ForSequenceClassification",
+    "multiple_choice": "DoubleHeadsModel",
+}
+MODELS = {
+    "backbone": GPTBackbone,
+    "causal_lm": CausalLM,
+    "text_classifier": TextClassifier,
+    "text_regressor": TextRegressor,
+    "multiple_choice": MultipleChoice,
+}
+PREFIXES = {"gpt2": "GPT2", "openai-gpt": "OpenAIGPT"}
+_SIZES = {
+    "vocabulary_size": "vocab_size",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "hidden_dim": "n_embd",
+    "max_sequence_length": "n_positions",
+}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+# Activations by their names in the configs: OpenAI GPT's "gelu" is the tanh form.
+_ACTIVATIONS = {
+    "gpt2": {
+        "gelu_new": gelu_tanh,
+        "gelu_pytorch_tanh": gelu_tanh,
+        "gelu": keras.activations.gelu,
+        "relu": keras.activations.relu,
+        "silu": keras.activations.silu,
+        "swish": keras.activations.silu,
+        "tanh": keras.activations.tanh,
+    },
+    "openai-gpt": {
+        "gelu": gelu_tanh,
+        "relu": keras.activations.relu,
+        "silu": keras.activations.silu,
+        "swish": keras.activations.silu,
+    },
+}
+# What configs can ask for, with the only value that is supported.
+_SUPPORTED_IN_GPT2 = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+}
+_SUPPORTED = {
+    **_SUPPORTED_IN_GPT2,
+    "tie_word_embeddings": True,
+    "is_encoder_decoder": False,
+    "pruned_heads": None,
+    "quantization_config": None,
+    "auto_map": None,
+}
+_SUPPORTED_SUMMARY = {
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "summary_activation": None,
+    "summary_proj_to_labels": True,
+    "summary_last_dropout": 0,
+}
+
+
+# === From a config ===
+
+
+def backbone_options(config, dropout) -> dict:
+    """The arguments of `GPTBackbone`; what a config asks for beside them is refused."""
+    kind = config.get("model_type")
+    if kind not in PREFIXES:
+        raise ValueError(
+            f"Models of the types {' and '.join(PREFIXES)} can be read. "
+            f"Received: a config with model_type={kind!r}."
+        )
+    _refuse_others(config, _SUPPORTED)
+    lacking = [key for key in _SIZES.values() if key not in config]
+    if lacking:
+        raise ValueError(
+            f"The config must say {', '.join(lacking)}. Received: one with {sorted(config)}."
+        )
+    key, default = ("activation_function", "gelu_new") if kind == "gpt2" else ("afn", "gelu")
+    activation = config.get(key, default)
+    if activation not in _ACTIVATIONS[kind]:
+        raise ValueError(
+            f"The config asks for what is not supported. Received: {key}={activation!r}. "
+            f"Supported are {', '.join(_ACTIVATIONS[kind])}."
+        )
+    rates = {key: config.get(key, 0.1) for key in _DROPOUTS}
+    if dropout is None and len(set(rates.values())) > 1:
+        raise ValueError(
+            f"A body has one rate of dropout. Received: a config with {rates}. "
+            "Choose one by from_huggingface(..., dropout=0.1)."
+        )
+    return {
+        **{name: config[key] for name, key in _SIZES.items()},
+        "intermediate_dim": config.get("n_inner") if kind == "gpt2" else None,
+        "dropout": rates["resid_pdrop"] if dropout is None else dropout,
+        "norm_first": kind == "gpt2",
+        "activation": _ACTIVATIONS[kind][activation],
+        "layer_norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
+    }
+
+
+def _refuse_others(config, supported):
+    for key, wanted in supported.items():
+        value = config.get(key, wanted)
+        if value != wanted and (value or wanted):
+            raise ValueError(
+                "The config asks for what is not supported. "
+                f"Received: {key}={value!r}. Supported is {key}={wanted!r}."
+            )
+
+
+def task_in_files(config, tensors: dict[str, Tensor]) -> str:
+    """What kind of model the files hold, by the name of its class in the config."""
+    [name, *_] = config.get("architectures") or ["LMHeadModel"]
+    ending = name.removeprefix(PREFIXES[config["model_type"]])
+    if ending == "ForSequenceClassification":
+        is_regression = config.get("problem_type") == "regression" or _num_labels(tensors) == 1
+        return "text_regressor" if is_regression else "text_classifier"
+    if ending not in TASKS.values():
+        raise ValueError(
+            f"There is no head for this model. Received: a config with architectures=[{name!r}]. "
+            f"There are heads for {', '.join(sorted(set(TASKS.values())))}."
+        )
+    return next(task for task, class_ending in TASKS.items() if class_ending == ending)
+
+
+def _num_labels(tensors) -> int:
+    if "score.weight" not in tensors:
+        raise ValueError("The weights of the head are missing: there is no tensor score.weight.")
+    return tensors["score.weight"].shape[0]
+
+
+def head_options(task, config, tensors) -> dict:
+    """The arguments of a head whose weights are in the files."""
+    own = config.get("kgpt", {})  # what transformers has no place for
+    if task == "multiple_choice":
+        _refuse_others(config, _SUPPORTED_SUMMARY)
+        return {"dropout": config.get("summary_first_dropout", 0.1), **own}
+    if task == "text_regressor":
+        return {"num_outputs": _num_labels(tensors), "both_orders": False, **own}
+    if task == "text_classifier":
+        if config.get("problem_type") is not None:
+            _refuse_others(config, {"problem_type": "single_label_classification"})
+        names = config.get("id2label") or {}
+        names = [names[i] for i in sorted(names, key=int)]
+        default = [f"LABEL_{i}" for i in range(len(names))]
+        named = {} if names == default else {"class_names": names}
+        return {"num_classes": _num_labels(tensors), **named, **own}
+    return {}
+
+
+# === To a config ===
+
+
+def make_config(model) -> dict:
+    """The whole config of a model that transformers can represent."""
+    task = next((task for task, kind in MODELS.items() if type(model) is kind), None)
+    if task is None:
+        raise ValueError(
+            "Only a GPTBackbone, CausalLM, TextClassifier, TextRegressor or MultipleChoice can be "
+            f"written for transformers. Received: a {type(model).__name__}."
+        )
+    backbone = getattr(model, "backbone", model)
+    kind = "gpt2" if backbone.norm_first else "openai-gpt"
+    names = {function: name for name, function in reversed(_ACTIVATIONS[kind].items())}
+    activation = names.get(backbone.activation)
+    _refuse_unknown(model, backbone, kind, activation)
+    end = getattr(getattr(model, "tokenizer", None), "end_of_text_id", None)
+    config = {
+        "architectures": [PREFIXES[kind] + TASKS[task]],
+        "model_type": kind,
+        "torch_dtype": keras.backend.standardize_dtype(backbone.variable_dtype),
+        **{key: getattr(backbone, name) for name, key in _SIZES.items()},
+        "n_ctx": backbone.max_sequence_length,
+        **dict.fromkeys(_DROPOUTS, backbone.dropout),
+        "layer_norm_epsilon": backbone.layer_norm_epsilon,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+    }
+    if kind == "gpt2":
+        config |= {"activation_function": activation, "n_inner": backbone.intermediate_dim}
+        config |= {**_SUPPORTED_IN_GPT2, "use_cache": True}
+    else:
+        config["afn"] = activation
+    return config | _head_config(model, task)
+
+
+def _head_config(model, task) -> dict:
+    if task in ("backbone", "causal_lm"):
+        return {}
+    config = {"kgpt": {"dropout": model.dropout, "lm_loss_weight": model.lm_loss_weight}}
+    if task == "multiple_choice":
+        return {**config, **_SUPPORTED_SUMMARY, "summary_first_dropout": model.dropout}
+    labels = getattr(model, "class_names", None)
+    labels = labels or [f"LABEL_{i}" for i in range(model.output_projection.units)]
+    kinds = {"text_classifier": "single_label_classification", "text_regressor": "regression"}
+    return {
+        **config,
+        "problem_type": kinds[task],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def _refuse_unknown(model, backbone, kind, activation):
+    """Raises for what transformers' models lack, by name."""
+    options = backbone.get_config()
+    known = {*_SIZES, "name", "trainable", "dtype", "dropout", "norm_first", "layer_norm_epsilon"}
+    known |= {"lora_rank", "lora_alpha"}  # what is read is the sum
+    if activation is not None:
+        known.add("activation")
+    if kind == "gpt2" or backbone.intermediate_dim == 4 * backbone.hidden_dim:
+        known.add("intermediate_dim")
+    lacking = {name: value for name, value in options.items() if value and name not in known}
+    if getattr(model, "both_orders", False):
+        lacking["both_orders"] = True
+    if isinstance(model, TextClassifier | TextRegressor):
+        bias = ops.convert_to_numpy(model.output_projection.bias)
+        if bias.any():
+            lacking["output_projection.bias"] = bias.tolist()
+    if lacking:
+        received = ", ".join(f"{name}={value!r}" for name, value in lacking.items())
+        raise ValueError(
+            f"transformers' {PREFIXES[kind]} has no place for part of this model. "
+            f"Received: {received}."
+        )

@@ -1,0 +1,269 @@
+"""Models from and to the folders of Hugging Face's transformers."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from kgpt.convert import configs
+from kgpt.convert.weights import find_tensors, import_extra, read_weights, write_weights
+from kgpt.layers.embedding import starting_at_zero
+from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
+from kgpt.tokenizer import Tokenizer, _gpt1_rules
+
+_FILES = [
+    "config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+]
+
+
+# === From a folder or the hub ===
+
+
+def from_huggingface(
+    name_or_folder: str | os.PathLike,
+    task: str = "auto",
+    tokenizer="auto",
+    dtype=None,
+    dropout: float | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    **head_options,
+):
+    """Makes a model of an OpenAI GPT or GPT-2 in the format of Hugging Face's transformers.
+
+    Read are `config.json`, `model.safetensors` (one file or several) and the tokenizer's files.
+    The tensors go into the model in pieces of some megabytes, so that the memory needed is the
+    model's. Neither transformers nor PyTorch is needed, and nothing in the files is run.
+
+    Args:
+        name_or_folder: a repository on the hub, such as `"openai-community/gpt2"`, downloaded once
+            into the hub's cache; or a folder, for which nothing is asked of the network.
+        task: `"backbone"`, `"causal_lm"`, `"text_classifier"`, `"text_regressor"` or
+            `"multiple_choice"`; `"auto"` is what the config calls the model. A head that is in the
+            files keeps its weights; one that is not is fresh.
+        tokenizer: `"auto"` is the one in the files, None if they have none; or a `kgpt.Tokenizer`
+            or None in its place.
+        dtype: dtype policy of the body, such as `"bfloat16"`; Keras's own if None, whatever the
+            files have.
+        dropout: float in [0, 1), for the body, in place of the config's.
+        revision: branch, tag or commit on the hub.
+        cache_dir: the hub's cache; its own default if None.
+        **head_options: arguments of the head's class in place of the config's, such as
+            `num_classes` for a fresh `TextClassifier`.
+
+    Returns:
+        `CausalLM` or another head, with its `backbone` and `tokenizer`; or a `GPTBackbone`.
+
+    Raises:
+        ValueError: for what the config asks for and kgpt lacks; for tensors that are missing,
+            unknown or of another shape; and for a tokenizer of another kind.
+        FileNotFoundError: if there is no such folder, no config or no weights in this format.
+        ImportError: if safetensors or huggingface_hub is not installed.
+
+    Example:
+        lm = kgpt.from_huggingface("openai-community/gpt2")
+        lm.generate("The meaning of life is", max_new_tokens=30)
+        backbone = kgpt.from_huggingface("openai-community/openai-gpt", "backbone")
+    """
+    if task not in ("auto", *configs.TASKS):
+        raise ValueError(
+            f"task must be auto or one of {', '.join(configs.TASKS)}. Received: task={task!r}."
+        )
+    folder = _folder(name_or_folder, revision, cache_dir)
+    config, tensors = _read_config(folder), find_tensors(folder)
+    options = configs.backbone_options(config, dropout)
+    task_in_files = configs.task_in_files(config, tensors)
+    task = task_in_files if task == "auto" else task
+    has_head = configs.TASKS[task] == configs.TASKS[task_in_files]
+    if has_head:
+        head_options = {**configs.head_options(task, config, tensors), **head_options}
+    if task == "backbone":
+        options |= head_options
+    elif isinstance(tokenizer, str):
+        tokenizer = _read_tokenizer(folder, "gpt2" if options["norm_first"] else "gpt1")
+    with starting_at_zero():
+        model = backbone = GPTBackbone(**options, dtype=dtype)
+    if task != "backbone":
+        model = configs.MODELS[task](backbone, tokenizer=tokenizer, **head_options)
+    read_weights(backbone, _head_weights(model) if has_head else {}, tensors)
+    return model
+
+
+def _folder(name_or_folder, revision, cache_dir) -> Path:
+    """The folder itself, or the one in the hub's cache after the download."""
+    name = os.fspath(name_or_folder)
+    if Path(name).is_dir():
+        return Path(name)
+    if not isinstance(name_or_folder, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise FileNotFoundError(
+            "name_or_folder must be a folder that exists, or the name of a repository on the hub, "
+            f'such as "openai-community/gpt2". Received: {name!r}.'
+        )
+    hub = import_extra("huggingface_hub")
+    return Path(
+        hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=_FILES)
+    )
+
+
+def _read_json(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _read_config(folder) -> dict:
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"There is no config.json. Received: {folder}, with {sorted(os.listdir(folder))}."
+        )
+    return _read_json(folder / "config.json")
+
+
+def _head_weights(model) -> dict[str, tuple]:
+    """The weights of a head, as in `named_weights`."""
+    if isinstance(model, TextClassifier | TextRegressor):
+        return {"score.weight": (model.output_projection, "kernel")}
+    if isinstance(model, MultipleChoice):
+        name = "multiple_choice_head.summary"
+        return {
+            f"{name}.weight": (model.output_projection, "kernel"),
+            f"{name}.bias": (model.output_projection, "bias"),
+        }
+    return {}
+
+
+def _read_tokenizer(folder, style) -> Tokenizer | None:
+    parts = _read_json(folder / "tokenizer.json")
+    # transformers splits text for GPT-1 as for BERT, which gives other ids than GPT-1's: then
+    # only the vocabulary is of use.
+    as_for_bert = (parts.get("normalizer") or {}).get("type") == "BertNormalizer"
+    if parts and not as_for_bert:
+        if _read_json(folder / "tokenizer_config.json").get("kgpt_exact"):
+            parts["normalizer"] = None
+        return Tokenizer(json.dumps(parts))
+    added = {token["content"]: token["id"] for token in parts.get("added_tokens", [])}
+    added |= _read_json(folder / "added_tokens.json")
+    special = sorted(added.keys() - {"<unk>"}, key=added.get)
+    if as_for_bert:
+        vocabulary, merges = parts["model"]["vocab"], parts["model"]["merges"]
+        return make_tokenizer(vocabulary, map(" ".join, merges), style, special)
+    files = folder / "vocab.json", folder / "merges.txt"
+    if not all(file.exists() for file in files):
+        return None
+    return Tokenizer.from_vocabulary(*files, style=style, special_tokens=special)
+
+
+def make_tokenizer(vocabulary, merges, style, special_tokens=()) -> Tokenizer:
+    """As `Tokenizer.from_vocabulary`, of a dict and lines in place of files."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "vocabulary.json"), Path(folder, "merges.txt")
+        _write_json(files[0], vocabulary)
+        files[1].write_text("\n".join(merges), encoding="utf-8", newline="\n")
+        return Tokenizer.from_vocabulary(*files, style=style, special_tokens=special_tokens)
+
+
+# === To a folder ===
+
+
+def to_huggingface(
+    model,
+    folder: str | os.PathLike,
+    overwrite: bool = False,
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """Writes a model as a folder that Hugging Face's transformers opens, with its tokenizer.
+
+    `AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer.from_pretrained(folder)` give
+    the same logits and ids, and `kgpt.from_huggingface(folder)` gives the same model back. The
+    tensors are written one by one, and the folder appears only when it is complete.
+
+    Of a GPT-1 tokenizer with `exact=True`, whose way to the words is Python, transformers gets the
+    rules that come closest (see `kgpt.Tokenizer`), and `from_huggingface` the exact one.
+
+    Args:
+        model: a `CausalLM` or a `GPTBackbone`; a `TextClassifier` or `TextRegressor`, which become
+            transformers' models for sequence classification; or a `MultipleChoice`, which becomes
+            its double-heads model.
+        folder: where to write; must not exist, or be empty.
+        overwrite: bool. Whether a folder with a model in it is replaced.
+        max_shard_size: int. Most bytes of weights in one file, as far as tensors can be parted.
+
+    Raises:
+        ValueError: for what transformers can't represent, and for a folder that is in use.
+
+    Example:
+        kgpt.to_huggingface(lm, "my-gpt")
+        transformers.AutoModelForCausalLM.from_pretrained("my-gpt")
+    """
+    folder = Path(folder).resolve()
+    in_use = folder.exists() and (folder.is_file() or any(folder.iterdir()))
+    if in_use and not (overwrite and (folder / "config.json").exists()):
+        raise ValueError(
+            "The folder must not exist, or be empty; with overwrite=True it may hold a model, with "
+            f"a config.json, to be replaced. Received: {folder}, overwrite={overwrite}."
+        )
+    config = configs.make_config(model)
+    backbone, tokenizer = getattr(model, "backbone", model), getattr(model, "tokenizer", None)
+    tied_name = (
+        "lm_head.weight" if config["architectures"] == ["OpenAIGPTDoubleHeadsModel"] else None
+    )
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
+    unfinished.mkdir(parents=True)
+    try:
+        _write_json(unfinished / "config.json", config)
+        generation = {key: config[key] for key in config if key.endswith("_token_id")}
+        _write_json(unfinished / "generation_config.json", generation)
+        if tokenizer is not None:
+            _write_tokenizer(unfinished, tokenizer, config["n_positions"])
+        write_weights(backbone, _head_weights(model), unfinished, max_shard_size, tied_name)
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(folder, tokenizer, max_sequence_length):
+    """The library's own file, the older pair of files, and the names of special tokens."""
+    from tokenizers import Tokenizer as RustTokenizer
+
+    rust = RustTokenizer.from_str(tokenizer.get_config()["tokenizer_json"])
+    if tokenizer.exact:
+        rust.normalizer = _gpt1_rules()
+    rust.save(str(folder / "tokenizer.json"))
+    ids = sorted(rust.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+    merges = json.loads(rust.to_str())["model"]["merges"]
+    _write_json(folder / "vocab.json", dict(ids))
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8", newline="\n")
+    added = {token: tokenizer.token_to_id(token) for token in tokenizer.special_tokens}
+    _write_json(folder / "added_tokens.json", added)
+    special = {}
+    if tokenizer.end_of_text_id is not None:
+        end = tokenizer.id_to_token(tokenizer.end_of_text_id)
+        special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), end)
+    if tokenizer.token_to_id("<unk>") is not None:
+        special["unk_token"] = "<unk>"
+    _write_json(folder / "special_tokens_map.json", special)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
+        "model_max_length": max_sequence_length,
+        "clean_up_tokenization_spaces": False,
+        "kgpt_exact": tokenizer.exact,
+        **special,
+    }
+    _write_json(folder / "tokenizer_config.json", settings)

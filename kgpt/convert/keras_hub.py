@@ -1,0 +1,178 @@
+"""GPT-2 from and to keras-hub."""
+
+from keras import ops
+
+from kgpt.convert.huggingface import make_tokenizer
+from kgpt.layers.embedding import starting_at_zero
+from kgpt.layers.feed_forward import gelu_tanh
+from kgpt.models import CausalLM, GPTBackbone
+
+_OPTIONS = (
+    "vocabulary_size",
+    "num_layers",
+    "num_heads",
+    "hidden_dim",
+    "intermediate_dim",
+    "dropout",
+    "max_sequence_length",
+)
+_EPSILON = 1e-5  # keras-hub's GPT-2 has no other
+
+
+def from_keras_hub(model):
+    """Makes a model of keras-hub's GPT-2, with copies of its weights.
+
+    Args:
+        model: a `keras_hub.models.GPT2Backbone`, or a `keras_hub.models.GPT2CausalLM`, whose
+            tokenizer comes along if it has one.
+
+    Returns:
+        `GPTBackbone`, or `CausalLM` with its `backbone` and `tokenizer`.
+
+    Raises:
+        ValueError: for other models, and for quantized weights.
+        ImportError: if keras-hub is not installed.
+
+    Example:
+        lm = kgpt.from_keras_hub(keras_hub.models.GPT2CausalLM.from_preset("gpt2_base_en"))
+    """
+    models = _import_keras_hub().models
+    is_lm = isinstance(model, models.GPT2CausalLM)
+    theirs = model.backbone if is_lm else model
+    if not isinstance(theirs, models.GPT2Backbone):
+        raise ValueError(
+            "Only a GPT2Backbone or GPT2CausalLM of keras-hub can be read. "
+            f"Received: a {type(model).__name__}."
+        )
+    _check_plain(theirs)
+    with starting_at_zero():
+        options = {name: getattr(theirs, name) for name in _OPTIONS}
+        ours = GPTBackbone(**options, layer_norm_epsilon=_EPSILON, dtype=theirs.dtype_policy)
+    for (layer, name), parts in _pairs(ours, theirs):
+        variable = getattr(layer, name)
+        rows = tuple(variable.shape)[:-1]
+        parts = [ops.reshape(getattr(*part), (*rows, -1)) for part in parts]
+        variable.assign(ops.concatenate(parts, axis=-1))
+    if not is_lm:
+        return ours
+    tokenizer = getattr(model.preprocessor, "tokenizer", None)
+    return CausalLM(ours, tokenizer=None if tokenizer is None else _tokenizer(tokenizer))
+
+
+def _tokenizer(theirs):
+    made = {merge.replace(" ", "") for merge in theirs.merges}
+    special = [token for token in theirs.vocabulary if len(token) > 1 and token not in made]
+    special = sorted(special, key=theirs.vocabulary.get)
+    return make_tokenizer(dict(theirs.vocabulary), theirs.merges, "gpt2", special)
+
+
+def to_keras_hub(model):
+    """Makes keras-hub's GPT-2 of a model, with copies of its weights.
+
+    Args:
+        model: a `GPTBackbone`, or a `CausalLM`, whose tokenizer becomes the preprocessor's if it is
+            of GPT-2's style.
+
+    Returns:
+        `keras_hub.models.GPT2Backbone`, or `keras_hub.models.GPT2CausalLM`.
+
+    Raises:
+        ValueError: for other models, and for what keras-hub's GPT-2 can't represent.
+        ImportError: if keras-hub is not installed.
+
+    Example:
+        kgpt.to_keras_hub(lm).save_to_preset("my-gpt")
+    """
+    models = _import_keras_hub().models
+    ours = model.backbone if isinstance(model, CausalLM) else model
+    if not isinstance(ours, GPTBackbone):
+        raise ValueError(
+            f"Only a GPTBackbone or CausalLM can be converted. Received: a {type(model).__name__}."
+        )
+    _check_plain(ours)
+    _check_is_gpt2(ours)
+    options = {name: getattr(ours, name) for name in _OPTIONS}
+    theirs = models.GPT2Backbone(**options, dtype=ours.dtype_policy)
+    for weight, parts in _pairs(ours, theirs):
+        values = ops.split(ops.convert_to_tensor(getattr(*weight)), len(parts), axis=-1)
+        for (layer, name), value in zip(parts, values, strict=True):
+            variable = getattr(layer, name)
+            variable.assign(ops.reshape(value, variable.shape))
+    if model is ours:
+        return theirs
+    return models.GPT2CausalLM(
+        theirs, preprocessor=_preprocessor(models, model.tokenizer, ours.max_sequence_length)
+    )
+
+
+def _import_keras_hub():
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise ImportError(
+            "Exchange with keras-hub needs keras-hub, which is not installed. "
+            "Try: pip install keras-hub"
+        ) from error
+    return keras_hub
+
+
+def _check_plain(backbone):
+    quantized = [layer.path for layer in backbone._flatten_layers() if layer.quantization_mode]
+    if quantized:
+        raise ValueError(
+            "Quantized weights can't be converted. "
+            f"Received: a backbone where {len(quantized)} layers are quantized, {quantized[0]} "
+            "among them. Convert first, and quantize what comes out."
+        )
+
+
+def _check_is_gpt2(backbone):
+    wanted = {"norm_first": True, "activation": gelu_tanh, "layer_norm_epsilon": _EPSILON}
+    for name, value in wanted.items():
+        received = getattr(backbone, name)
+        if received != value:
+            raise ValueError(
+                f"keras-hub's GPT-2 always has {name}={getattr(value, '__name__', value)}. "
+                f"Received: a backbone with {name}={getattr(received, '__name__', received)}."
+            )
+
+
+def _pairs(ours, theirs):
+    """Each weight of ours as `(layer, attribute)`, and those of theirs that it consists of."""
+    pairs = [
+        ((ours.token_embedding, "embeddings"), [(theirs.token_embedding, "embeddings")]),
+        (
+            (ours.embedding.position_embedding, "embeddings"),
+            [(theirs.position_embedding, "position_embeddings")],
+        ),
+    ]
+    norms = [(ours.final_norm, theirs.layer_norm)]
+    for block, layer in zip(ours.decoder_blocks, theirs.transformer_layers, strict=True):
+        attention = layer._self_attention_layer
+        query_key_value = [attention.query_dense, attention.key_dense, attention.value_dense]
+        denses = [
+            (block.attention.query_key_value, query_key_value),
+            (block.attention.output_projection, [attention.output_dense]),
+            (block.feed_forward.expansion, [layer._feedforward_intermediate_dense]),
+            (block.feed_forward.output_projection, [layer._feedforward_output_dense]),
+        ]
+        pairs += [
+            ((dense, name), [(part, name) for part in parts])
+            for dense, parts in denses
+            for name in ("kernel", "bias")
+        ]
+        norms += [
+            (block.attention_norm, layer._self_attention_layer_norm),
+            (block.feed_forward_norm, layer._feedforward_layer_norm),
+        ]
+    return pairs + [((a, name), [(b, name)]) for a, b in norms for name in ("gamma", "beta")]
+
+
+def _preprocessor(models, tokenizer, sequence_length):
+    if tokenizer is None or tokenizer.style != "gpt2" or tokenizer.end_of_text_id is None:
+        return None
+    parts = tokenizer.to_keras_hub()  # checks that keras-hub can do it
+    return models.GPT2CausalLMPreprocessor(
+        models.GPT2Tokenizer(vocabulary=parts.vocabulary, merges=parts.merges),
+        sequence_length=sequence_length,
+    )

@@ -1,0 +1,146 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import kgpt
+from kgpt.convert.keras_hub import from_keras_hub, to_keras_hub
+
+VOCABULARY, LENGTH = 53, 7
+SIZES = {"num_layers": 2, "num_heads": 3, "hidden_dim": 12, "max_sequence_length": 11}
+TEXTS = ["the cat sat on the mat, didn't it?\nthe dog did not.\n"] * 3
+
+
+@pytest.fixture(scope="module")
+def keras_hub():
+    return pytest.importorskip("keras_hub", reason="keras-hub is the reference of these tests")
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    token_ids = np.random.default_rng(0).integers(0, VOCABULARY, (4, LENGTH))
+    return {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)}
+
+
+def with_noise(model):
+    """The model with weights of all sizes, so that each counts in the logits."""
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if "float" in keras.backend.standardize_dtype(weight.dtype):
+            weight.assign(weight + 0.3 * rng.normal(size=weight.shape))
+    return model
+
+
+def make_backbone(vocabulary_size=VOCABULARY, **options):
+    return with_noise(kgpt.GPTBackbone(vocabulary_size, **{**SIZES, **options}))
+
+
+def assert_close(outputs, expected):
+    outputs, expected = map(keras.ops.convert_to_numpy, (outputs, expected))
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_language_model_of_keras_hub_gives_the_same_logits(keras_hub, inputs):
+    backbone = keras_hub.models.GPT2Backbone(VOCABULARY, **SIZES, intermediate_dim=20)
+    theirs = keras_hub.models.GPT2CausalLM(with_noise(backbone))
+
+    lm = from_keras_hub(theirs)
+
+    assert isinstance(lm, kgpt.CausalLM)
+    assert lm.tokenizer is None
+    assert_close(lm(inputs), theirs(inputs))
+
+
+def test_a_body_of_keras_hub_gives_the_same_hidden_states(keras_hub, inputs):
+    theirs = with_noise(keras_hub.models.GPT2Backbone(VOCABULARY, **SIZES, intermediate_dim=20))
+    padding_mask = np.arange(LENGTH) < np.array([[7], [5], [3], [1]])
+    inputs = {"token_ids": inputs["token_ids"], "padding_mask": padding_mask}
+
+    backbone = from_keras_hub(theirs)
+
+    assert isinstance(backbone, kgpt.GPTBackbone)
+    hidden_states = keras.ops.convert_to_numpy(backbone(inputs))
+    expected = keras.ops.convert_to_numpy(theirs(inputs))
+    assert_close(hidden_states[padding_mask], expected[padding_mask])
+
+
+def test_keras_hub_gives_the_same_logits(keras_hub, inputs):
+    lm = kgpt.CausalLM(make_backbone(intermediate_dim=20))
+
+    theirs = to_keras_hub(lm)
+
+    assert isinstance(theirs, keras_hub.models.GPT2CausalLM)
+    assert_close(theirs(inputs), lm(inputs))
+
+
+def test_a_round_trip_changes_nothing(keras_hub):
+    tokenizer = kgpt.Tokenizer.train(TEXTS, 275)
+    lm = kgpt.CausalLM(
+        make_backbone(tokenizer.vocabulary_size, dropout=0.2, dtype="bfloat16"), tokenizer
+    )
+
+    back = from_keras_hub(to_keras_hub(lm))
+
+    for weight, expected in zip(back.weights, lm.weights, strict=True):
+        assert weight.dtype == expected.dtype
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (weight, expected)))
+    same = {"name": "backbone"}
+    assert {**back.backbone.get_config(), **same} == {**lm.backbone.get_config(), **same}
+    assert back.tokenizer.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+    assert back.tokenizer.special_tokens == tokenizer.special_tokens
+
+
+def test_a_tokenizer_becomes_the_preprocessors(keras_hub):
+    tokenizer = kgpt.Tokenizer.train(TEXTS, 275)
+    lm = kgpt.CausalLM(make_backbone(tokenizer.vocabulary_size), tokenizer)
+
+    theirs = to_keras_hub(lm).preprocessor
+
+    ids = keras.ops.convert_to_numpy(theirs.tokenizer("the cat didn't sit")).tolist()
+    assert ids == tokenizer.encode("the cat didn't sit")
+    assert theirs.tokenizer.end_token_id == tokenizer.end_of_text_id
+    assert theirs.sequence_length == 11
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm_first": False}, "norm_first=True.*norm_first=False"),
+        ({"activation": "relu"}, "activation=gelu_tanh.*activation=relu"),
+        ({"layer_norm_epsilon": 1e-3}, "layer_norm_epsilon=1e-05.*0.001"),
+    ],
+)
+def test_what_keras_hub_lacks_is_refused_by_name(keras_hub, options, message):
+    with pytest.raises(ValueError, match=message):
+        to_keras_hub(make_backbone(**options))
+
+
+def test_quantized_models_are_refused(keras_hub):
+    backbone = make_backbone()
+    backbone.quantize("int8")
+
+    with pytest.raises(ValueError, match="layers are quantized"):
+        to_keras_hub(backbone)
+
+
+@pytest.mark.parametrize("convert", [from_keras_hub, to_keras_hub])
+def test_other_models_are_refused(keras_hub, convert):
+    with pytest.raises(ValueError, match="Received: a Sequential"):
+        convert(keras.Sequential())
+
+
+def test_keras_hub_is_not_imported_before_it_is_used():
+    script = "import sys, kgpt.convert.keras_hub; assert 'keras_hub' not in sys.modules"
+
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_missing_keras_hub_is_named_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+
+    with pytest.raises(ImportError, match="pip install keras-hub"):
+        to_keras_hub(make_backbone())
