@@ -453,8 +453,8 @@ def _compile(function, weights, random_states):
 def _record(step):
     """Records PyTorch's operations in a first call, for later ones with tensors of the same shapes.
 
-    Uncompiled, most of a step's time is Keras's own: hundreds of calls in Python. PyTorch's compiler
-    would do more, but needs one for C++ on the machine.
+    Uncompiled, most of a step's time is Keras's own: hundreds of calls in Python. PyTorch's own
+    compiler would do more, but needs one for C++ on the machine.
 
     Args:
         step: as `_step`, for one backbone.
@@ -505,7 +505,7 @@ def _prefill(backbone, token_ids, lengths, new_slots):
     h = backbone.embedding(token_ids, position_ids=position_ids, training=False)
     layers = []
     for block in backbone.decoder_blocks:
-        h, (keys, values) = block.call_with_cache(h, None, 0, visible)
+        h, (keys, values) = block.call_with_cache(h, None, 0, visible, position_ids)
         pad = ((0, 0), (0, 0), (0, new_slots), (0, 0))
         layers.append((ops.pad(keys, pad), ops.pad(values, pad)))
     h = _final_norm(backbone, h)
@@ -537,7 +537,7 @@ def _step(backbone, token_ids, cache, slot, new_slots):
     h = backbone.embedding(token_ids, position_ids=position_ids, training=False)
     layers = []
     for block, layer in zip(backbone.decoder_blocks, cache["layers"], strict=True):
-        h, layer = block.call_with_cache(h, layer, slot, visible[:, None])
+        h, layer = block.call_with_cache(h, layer, slot, visible[:, None], position_ids)
         layers.append(layer)
     return _final_norm(backbone, h)[:, 0], {"layers": layers, "lengths": cache["lengths"]}
 

@@ -91,6 +91,12 @@ class CausalLM(Task):
         """Continues text or token ids; see `kgpt.generation.generate`."""
         return generation.generate(self, prompts, max_new_tokens, **kwargs)
 
+    def export_generation_step(self, filepath, format="onnx", verbose=True, **kwargs):
+        """Writes one cached step; see `kgpt.convert.export.export_generation_step`."""
+        from kgpt.convert.export import export_generation_step
+
+        export_generation_step(self, filepath, format, verbose=verbose, **kwargs)
+
 
 def _targets_and_weights(x, y, sample_weight):
     """The next token of each position and what it counts, both `(batch, length)`."""

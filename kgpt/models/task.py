@@ -6,6 +6,7 @@ from keras import ops
 
 from kgpt import recipes
 from kgpt.data.batches import ResumableBatches
+from kgpt.models.backbone import apply_quantization, quantization_config
 
 # A fit of unknown length has no end to decay towards: the rate stays at its peak.
 UNKNOWN_STEPS = 10**9
@@ -199,6 +200,14 @@ class Task(keras.Model):
         """Sum of the losses that layers have added."""
         return sum((ops.sum(loss) for loss in self.losses), start=0.0)
 
+    # === Export ===
+
+    def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
+        """Writes the forward pass for other runtimes; see `kgpt.convert.export.export`."""
+        from kgpt.convert.export import export
+
+        export(self, filepath, format, verbose=verbose, **kwargs)
+
     # === Config ===
 
     def get_config(self):
@@ -207,6 +216,7 @@ class Task(keras.Model):
             "tokenizer": keras.saving.serialize_keras_object(self.tokenizer),
             "name": self.name,
             "trainable": self.trainable,
+            "quantization": quantization_config(self, without=self.backbone),
         }
 
     @classmethod
@@ -216,7 +226,10 @@ class Task(keras.Model):
             config[part] = keras.saving.deserialize_keras_object(
                 config[part], custom_objects=custom_objects
             )
-        return cls(**config)
+        quantization = config.pop("quantization", None)
+        model = cls(**config)
+        apply_quantization(model, quantization)
+        return model
 
 
 class _ScheduleOverFit(keras.callbacks.Callback):

@@ -1,0 +1,326 @@
+"""Models as files that run without Keras: SavedModel, ONNX and LiteRT."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import keras
+from keras import ops
+
+_ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
+# What each backend's converters can make of a model whose batch and length are free.
+_FORMATS = {
+    "tensorflow": ("tf_saved_model", "onnx", "litert"),
+    "jax": ("tf_saved_model",),
+    "torch": ("onnx",),
+}
+# What a converter needs beside the backend.
+_PACKAGES = {
+    ("tensorflow", "onnx"): ("onnx", "tf2onnx"),
+    ("torch", "onnx"): ("onnx", "onnxscript"),
+    ("jax", "tf_saved_model"): ("tensorflow",),
+}
+_MOST_BYTES = 2 * 10**9  # in an ONNX or LiteRT file, by the formats' 32-bit offsets
+
+
+def export(
+    model,
+    path: str | os.PathLike,
+    format: str = "tf_saved_model",
+    padding_mask: bool | None = None,
+    verbose: bool = False,
+    **kwargs,
+) -> None:
+    """Writes a model's forward pass to a file that needs neither Keras nor kgpt.
+
+    Its inputs are called `token_ids` (int32) and, with a mask, `padding_mask` (bool); its output is
+    called `outputs`. Batch and length are free up to `max_sequence_length`.
+
+    | format | file | made on | runs in |
+    |---|---|---|---|
+    | `"tf_saved_model"` | a folder | tensorflow, jax | TensorFlow, TF Serving |
+    | `"onnx"` | `.onnx` | tensorflow, torch | ONNX Runtime and others |
+    | `"litert"` | `.tflite` | tensorflow | LiteRT (TensorFlow Lite) |
+
+    A `.keras` file can be loaded on any backend and exported there. What was at the path before is
+    replaced only when the new file is complete.
+
+    Args:
+        model: a `CausalLM` or another head.
+        path: where to write.
+        format: one of the table.
+        padding_mask: bool. Whether the file takes a padding mask. None is what the model needs:
+            heads that look for the last token of a sequence do, a `CausalLM` does not, since
+            padding at the end changes nothing before it.
+        verbose: bool. Whether to print where it was written.
+        **kwargs: further arguments of `keras.Model.export` for the format, such as `opset_version`.
+
+    Raises:
+        ValueError: if the backend can't make the format, and for an unsuitable path.
+        ImportError: if the converter is not installed.
+
+    Example:
+        lm.export("lm.onnx", format="onnx")  # calls this function
+        session = onnxruntime.InferenceSession("lm.onnx")
+        [logits] = session.run(["outputs"], {"token_ids": token_ids})
+    """
+    path = _check(model, path, format)
+    shape = model.input["token_ids"].shape[1:]
+    if padding_mask is None:
+        padding_mask = len(shape) > 1
+    inputs = {"token_ids": keras.Input(shape, dtype="int32", name="token_ids")}
+    if padding_mask:
+        inputs["padding_mask"] = keras.Input(shape, dtype="bool", name="padding_mask")
+    is_lm = len(shape) == 1
+    axes = dict.fromkeys(inputs, ("batch", "length") if is_lm else ("batch", "sequences", "length"))
+    axes["outputs"] = ("batch", "length", "vocabulary") if is_lm else ("batch", "sequences")
+    _write(model, inputs, axes, path, format, verbose, **kwargs)
+
+
+def export_generation_step(
+    lm,
+    path: str | os.PathLike,
+    format: str = "onnx",
+    verbose: bool = False,
+    **kwargs,
+) -> None:
+    """Writes one cached step of generation, with the keys and values as inputs and outputs.
+
+    | input | | |
+    |---|---|---|
+    | `token_ids` | int32 `(batch, new)` | one or more new tokens of each row |
+    | `position` | int32 `(batch,)` | the position of the first of them in each row |
+    | `keys`, `values` | float32 `(batch, layers, heads, slots, head_dim)` | of earlier positions |
+
+    | output | | |
+    |---|---|---|
+    | `logits` | float32 `(batch, new, vocabulary)` | of the token after each new one |
+    | `new_keys`, `new_values` | as `keys`, `values` | with those of the new positions written in |
+
+    Position `p` of a row is kept in slot `p`; a position sees the slots up to its own. So the first
+    step takes the whole prompts at position 0 with keys and values of zeros, as many slots as the
+    finished texts will have (at most `max_sequence_length`), and each later step takes one token at
+    the next position. Prompts of different lengths are padded at the end with any token: what
+    padding leaves in the cache is overwritten before it is seen.
+
+    `examples/generate_with_onnxruntime.py` is such a loop.
+
+    Args:
+        lm: a `CausalLM`.
+        path: where to write.
+        format: as for `export`.
+        verbose: as for `export`.
+        **kwargs: as for `export`.
+
+    Raises:
+        ValueError: if the backend can't make the format, and for an unsuitable path.
+        ImportError: if the converter is not installed.
+    """
+    path = _check(lm, path, format)
+    backbone = lm.backbone
+    heads, head_dim = backbone.num_heads, backbone.hidden_dim // backbone.num_heads
+    cache_shape = (backbone.num_layers, heads, None, head_dim)
+    inputs = {
+        "token_ids": keras.Input((None,), dtype="int32", name="token_ids"),
+        "position": keras.Input((), dtype="int32", name="position"),
+        "keys": keras.Input(cache_shape, dtype=backbone.compute_dtype, name="keys"),
+        "values": keras.Input(cache_shape, dtype=backbone.compute_dtype, name="values"),
+    }
+    cache_axes = ("batch", "layers", "heads", "slots", "head_dim")
+    axes = {
+        "token_ids": ("batch", "new"),
+        "position": ("batch",),
+        "keys": cache_axes,
+        "values": cache_axes,
+        "logits": ("batch", "new", "vocabulary"),
+        "new_keys": cache_axes,
+        "new_values": cache_axes,
+    }
+    _write(_GenerationStep(backbone), inputs, axes, path, format, verbose, **kwargs)
+
+
+class _GenerationStep(keras.layers.Layer):
+    """What `export_generation_step` writes."""
+
+    def __init__(self, backbone):
+        super().__init__(dtype=backbone.dtype_policy)
+        self.backbone = backbone
+        self.autocast = False
+
+    def call(self, inputs):
+        token_ids, position = inputs["token_ids"], inputs["position"]
+        layers = len(self.backbone.decoder_blocks)
+        # (batch, layers, heads, slots, head_dim) -> one (batch, heads, slots, head_dim) a layer
+        caches = zip(
+            ops.unstack(inputs["keys"], layers, axis=1),
+            ops.unstack(inputs["values"], layers, axis=1),
+            strict=True,
+        )
+        new = ops.arange(0, ops.shape(token_ids)[1], dtype="int32")
+        position_ids = ops.expand_dims(position, 1) + new  # (batch, new)
+        slots = ops.arange(0, ops.shape(inputs["keys"])[3], dtype="int32")
+        visible = slots <= ops.expand_dims(position_ids, 2)  # (batch, new, slots)
+        h = self.backbone.embedding(token_ids, position_ids=position_ids, training=False)
+        new_caches = []
+        for block, cache in zip(self.backbone.decoder_blocks, caches, strict=True):
+            h, cache = block.call_with_cache(h, cache, position, visible, position_ids)
+            new_caches.append(cache)
+        if self.backbone.final_norm is not None:
+            h = self.backbone.final_norm(h)
+        keys, values = (ops.stack(parts, axis=1) for parts in zip(*new_caches, strict=True))
+        logits = self.backbone.embedding(h, reverse=True)
+        return {"logits": logits, "new_keys": keys, "new_values": values}
+
+    def compute_output_spec(self, inputs):
+        token_ids, keys, values = (inputs[name] for name in ("token_ids", "keys", "values"))
+        logits_shape = (*token_ids.shape, self.backbone.vocabulary_size)
+        return {
+            "logits": keras.KerasTensor(logits_shape, dtype=self.compute_dtype),
+            "new_keys": keras.KerasTensor(keys.shape, dtype=keys.dtype),
+            "new_values": keras.KerasTensor(values.shape, dtype=values.dtype),
+        }
+
+
+# === Arguments ===
+
+
+def _check(model, path, format) -> Path:
+    """The path, or an error for what can't be exported, before anything is converted."""
+    backend, path = keras.config.backend(), os.fspath(path)
+    if format not in _ENDINGS:
+        raise ValueError(f"format must be one of {', '.join(_ENDINGS)}. Received: {format!r}.")
+    if format not in _FORMATS.get(backend, ()):
+        able = [name for name, formats in _FORMATS.items() if format in formats]
+        raise ValueError(
+            f"A model with a free length can't be exported to this format from this backend. "
+            f"Received: format={format!r}, backend={backend!r}. Save the model as a .keras file, "
+            f"and load and export it in a process with KERAS_BACKEND={' or '.join(able)}."
+        )
+    if not path.endswith(_ENDINGS[format]):
+        raise ValueError(
+            f"The path for format={format!r} must end with {_ENDINGS[format]!r}. "
+            f"Received: {path!r}."
+        )
+    path = Path(path)
+    is_model = path.is_file() if _ENDINGS[format] else (path / "saved_model.pb").exists()
+    if path.exists() and not is_model:
+        raise ValueError(
+            f"There is something else than such a model at the path. Received: {path}."
+        )
+    num_bytes = 4 * model.backbone.count_params()
+    if format != "tf_saved_model" and num_bytes > _MOST_BYTES:
+        raise ValueError(
+            f"A file of the format {format!r} holds {_MOST_BYTES:,} bytes at most. "
+            f'Received: a model of {num_bytes:,} bytes. Try format="tf_saved_model".'
+        )
+    if format != "tf_saved_model" and model.backbone.compute_dtype != "float32":
+        raise ValueError(
+            f"Only float32 models can be exported to {format!r}. Received: a backbone with "
+            f'dtype={model.backbone.dtype_policy.name!r}. Make one with dtype="float32", and give '
+            "it this model's weights with set_weights(model.get_weights())."
+        )
+    missing = [p for p in _PACKAGES.get((backend, format), ()) if not find_spec(p)]
+    if missing:
+        raise ImportError(
+            f"Export to {format!r} from the backend {backend!r} needs packages that are not "
+            f"installed: {', '.join(missing)}. Try: pip install {' '.join(missing)}"
+        )
+    return path
+
+
+# === Conversion ===
+
+
+def _write(layer, inputs, axes, path, format, verbose, **kwargs):
+    """Converts into a folder of its own first, so that nothing half-written appears at the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        _convert(layer, inputs, axes, Path(folder, path.name), format, **kwargs)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(Path(folder, path.name), path)
+    if verbose:
+        print(f"Written: {path}")
+
+
+def _convert(layer, inputs, axes, path, format, **kwargs):
+    # `layer` takes a dict of tensors and gives one, which is named "outputs", or a dict; `inputs`
+    # are `keras.Input` by name, `axes` the names of all axes of each input and output.
+    outputs = _named(layer(inputs))
+    sizes = {
+        name: [axes[name][i] if size is None else size for i, size in enumerate(x.shape)]
+        for name, x in {**inputs, **outputs}.items()
+    }
+    if keras.config.backend() == "torch":
+        _write_onnx_from_torch(layer, inputs, outputs, sizes, path, **kwargs)
+        return
+    model = keras.Model(_alone(inputs), outputs)
+    # Keras exports to ONNX only what has been called.
+    examples = {n: ops.ones([i or 1 for i in x.shape], x.dtype) for n, x in inputs.items()}
+    model(_alone(examples))
+    if keras.config.backend() == "jax":
+        # Of two inputs Keras takes the lengths to be independent.
+        shapes = {n: f"({', '.join(map(str, sizes[n]))},)" for n in inputs}
+        kwargs = {"jax2tf_kwargs": {"polymorphic_shapes": [_alone(shapes)]}, **kwargs}
+    model.export(os.fspath(path), format=format, verbose=False, **kwargs)
+    if format == "onnx":
+        _name_sizes(path, sizes)
+
+
+def _named(outputs):
+    return outputs if isinstance(outputs, dict) else {"outputs": outputs}
+
+
+def _alone(inputs):
+    """The only input without its dict; several as they are."""
+    return next(iter(inputs.values())) if len(inputs) == 1 else inputs
+
+
+def _write_onnx_from_torch(layer, inputs, outputs, sizes, path, **kwargs):
+    """ONNX by PyTorch's newer converter; Keras calls the older one, which fails on free sizes."""
+    import torch
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *tensors):
+            return _named(self.layer(dict(zip(inputs, tensors, strict=True))))
+
+    names = {axis for name in inputs for axis in sizes[name] if isinstance(axis, str)}
+    free = {axis: torch.export.Dim(axis, min=1) for axis in names}
+    # An example's sizes must differ: equal ones are taken for one, and a 1 for a constant.
+    examples = dict(zip(sorted(names), itertools.count(2), strict=False))
+    torch.onnx.export(
+        Module().eval(),
+        tuple(
+            torch.ones([examples.get(i, i) for i in sizes[name]], dtype=getattr(torch, x.dtype))
+            for name, x in inputs.items()
+        ),
+        os.fspath(path),
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_shapes=(
+            tuple({i: free[a] for i, a in enumerate(sizes[n]) if a in free} for n in inputs),
+        ),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        **kwargs,
+    )
+
+
+def _name_sizes(path, sizes):
+    """Writes the names of the free sizes into an ONNX file."""
+    import onnx
+
+    model = onnx.load(path)
+    for tensor in [*model.graph.input, *model.graph.output]:
+        for dim, size in zip(tensor.type.tensor_type.shape.dim, sizes[tensor.name], strict=True):
+            if isinstance(size, str):
+                dim.dim_param = size
+    onnx.save(model, path)

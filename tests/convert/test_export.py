@@ -1,0 +1,203 @@
+"""Exported files give the same numbers in runtimes that know nothing of Keras."""
+
+import importlib.util
+import os
+
+import keras
+import numpy as np
+import pytest
+from oracles import randomize
+
+import kgpt
+
+BACKEND = keras.config.backend()
+FORMATS = {
+    "tensorflow": ("tf_saved_model", "onnx", "litert"),
+    "jax": ("tf_saved_model",),
+    "torch": ("onnx",),
+}[BACKEND]
+ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
+VOCABULARY, LENGTH = 40, 7
+PACKAGES = {
+    "onnx": ["onnx", "onnxruntime", {"torch": "onnxscript"}.get(BACKEND, "tf2onnx")],
+    "litert": ["tensorflow"],
+    "tf_saved_model": ["tensorflow"],
+}
+
+
+def backbone(**options):
+    return kgpt.GPTBackbone(VOCABULARY, 2, 3, 12, max_sequence_length=16, dropout=0.1, **options)
+
+
+HEADS = {
+    "lm": (lambda: kgpt.CausalLM(backbone()), ()),
+    "classifier": (lambda: kgpt.TextClassifier(backbone(), 4), (1,)),
+    "similarity": (lambda: kgpt.TextClassifier(backbone(), 3, both_orders=True), (2,)),
+    "regressor": (lambda: kgpt.TextRegressor(backbone(), 2), (2,)),
+    "choice": (lambda: kgpt.MultipleChoice(backbone()), (5,)),
+}
+
+
+def need(format):
+    for package in PACKAGES[format]:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"export to {format} is checked with {package}, which is not installed")
+
+
+def run(path, format, feed):
+    """The outputs of a file by name, in a runtime of its format."""
+    if format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feed), strict=True))
+    import tensorflow as tf
+
+    if format == "tf_saved_model":
+        tensors = {name: tf.constant(x) for name, x in feed.items()}
+        loaded = tf.saved_model.load(path)  # its functions live as long as it
+        served = loaded.serve(tensors if len(tensors) > 1 else next(iter(tensors.values())))
+        served = served if isinstance(served, dict) else {"outputs": served}
+        return {name: x.numpy() for name, x in served.items()}
+    interpreter = tf.lite.Interpreter(path)
+    signature = interpreter.get_signature_runner()
+    return signature(**feed)
+
+
+def inputs_of(sequences, batch=3, seed=0):
+    rng = np.random.default_rng(seed)
+    token_ids = rng.integers(0, VOCABULARY, (batch, *sequences, LENGTH)).astype("int32")
+    lengths = rng.integers(2, LENGTH + 1, token_ids.shape[:-1])
+    return {"token_ids": token_ids, "padding_mask": np.arange(LENGTH) < lengths[..., None]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "head"),
+    # LiteRT files are made of SavedModels: two heads show that it is done.
+    [(f, h) for f in FORMATS for h in HEADS if f != "litert" or h in ("lm", "choice")],
+)
+def test_a_model_gives_the_same_in_another_runtime(format, head, tmp_path):
+    need(format)
+    make, sequences = HEADS[head]
+    model = randomize(make())
+    path = str(tmp_path / "folder" / f"model{ENDINGS[format]}")
+    feed = inputs_of(sequences)
+    if not sequences:
+        del feed["padding_mask"]
+
+    model.export(path, format=format, verbose=False)
+    found = run(path, format, feed)
+
+    expected = model.predict(feed, verbose=0)
+    assert list(found) == ["outputs"]
+    np.testing.assert_allclose(found["outputs"], expected, atol=1e-4)
+    assert os.listdir(tmp_path / "folder") == [os.path.basename(path)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_language_model_may_take_a_padding_mask(format, tmp_path):
+    need(format)
+    from kgpt.convert.export import export
+
+    lm = randomize(kgpt.CausalLM(backbone()))
+    path = str(tmp_path / f"lm{ENDINGS[format]}")
+    feed = inputs_of((), batch=2)
+    feed["padding_mask"][:, 0] = False  # padding in front is seen unless it is masked
+
+    export(lm, path, format, padding_mask=True)
+    found = run(path, format, feed)["outputs"]
+
+    expected = lm.predict(feed, verbose=0)
+    np.testing.assert_allclose(found[:, 1:], expected[:, 1:], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_cached_step_continues_prompts_as_the_whole_model_does(format, tmp_path):
+    need(format)
+    lm = randomize(kgpt.CausalLM(backbone(norm_first=False)))
+    path = str(tmp_path / f"step{ENDINGS[format]}")
+    token_ids = inputs_of((), batch=2)["token_ids"]
+    lengths = np.array([5, 3])  # of the prompts; what follows in a row is padding, then new tokens
+    cache = np.zeros((2, 2, 3, LENGTH, 4), "float32")  # batch, layers, heads, slots, head_dim
+
+    lm.export_generation_step(path, format=format, verbose=False)
+    feed = {"token_ids": token_ids[:, :5], "position": np.zeros(2, "int32")}
+    first = run(path, format, {**feed, "keys": cache, "values": cache})
+    rows = np.arange(2)
+    second = run(
+        path,
+        format,
+        {
+            "token_ids": token_ids[rows, lengths][:, None],
+            "position": lengths.astype("int32"),
+            "keys": first["new_keys"],
+            "values": first["new_values"],
+        },
+    )
+
+    expected = lm.predict(token_ids, verbose=0)
+    np.testing.assert_allclose(first["logits"], expected[:, :5], atol=1e-4)
+    np.testing.assert_allclose(second["logits"][:, 0], expected[rows, lengths], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_failed_export_leaves_what_was_there(tmp_path, monkeypatch):
+    format = FORMATS[0]
+    need(format)
+    from kgpt.convert import export as module
+
+    lm = kgpt.CausalLM(backbone())
+    path = tmp_path / f"lm{ENDINGS[format]}"
+    lm.export(path, format=format, verbose=False)
+    before = sorted(str(file) for file in tmp_path.rglob("*"))
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(module, "_convert", fail)
+    with pytest.raises(RuntimeError, match="no space left"):
+        lm.export(path, format=format, verbose=False)
+
+    assert sorted(str(file) for file in tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path):
+    lm = kgpt.CausalLM(backbone())
+    half = kgpt.CausalLM(backbone(dtype="bfloat16"))
+    (tmp_path / "notes.txt").write_text("mine")
+    format = FORMATS[0]
+    ending = ENDINGS[format]
+
+    with pytest.raises(ValueError, match=r"format must be one of .*Received: 'gguf'"):
+        lm.export(tmp_path / "lm.gguf", format="gguf")
+    for other in set(ENDINGS) - set(FORMATS):
+        with pytest.raises(ValueError, match=f"format={other!r}, backend={BACKEND!r}.*\\.keras"):
+            lm.export(tmp_path / f"lm{ENDINGS[other]}", format=other)
+    if ending:
+        with pytest.raises(ValueError, match=f"must end with {ending!r}"):
+            lm.export(tmp_path / "lm.bin", format=format)
+    if "onnx" in FORMATS:
+        need("onnx")
+        with pytest.raises(ValueError, match=r"Only float32 models.*bfloat16"):
+            half.export(tmp_path / "lm.onnx", format="onnx")
+    if format == "tf_saved_model":
+        with pytest.raises(ValueError, match="something else than such a model"):
+            lm.export(tmp_path, format=format)
+
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_missing_converter_is_named(tmp_path, monkeypatch):
+    from kgpt.convert import export as module
+
+    needs_one = [f for f in FORMATS if (BACKEND, f) in module._PACKAGES]
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+
+    lm, path = kgpt.CausalLM(backbone()), tmp_path / f"lm{ENDINGS[needs_one[0]]}"
+
+    with pytest.raises(ImportError, match="Try: pip install"):
+        lm.export(path, format=needs_one[0])
