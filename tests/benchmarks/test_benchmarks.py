@@ -1,0 +1,101 @@
+"""The benchmarks run, at tiny sizes; what they measure there means nothing."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def run(script, *arguments, backend):
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def rows_of(path):
+    rows = json.loads(path.read_text())["rows"]
+    assert [row for row in rows if "error" in row["facts"]] == []
+    return rows
+
+
+@pytest.fixture(scope="module")
+def jax_is_there():
+    for package in ("jax", "keras_hub"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package}, which is measured here, is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("jax_is_there")
+def test_sets_run_and_write_finite_positive_ratios(tmp_path):
+    options = ["--quick", "--backends", "jax", "--peers", "keras_hub", "--dtypes", "float32"]
+    options += ["--dropouts", "0.1", "--results", tmp_path]
+
+    done = run("run.py", "train", "tokenize", *options, backend="jax")
+    training, tokenizing = rows_of(tmp_path / "train.json"), rows_of(tmp_path / "tokenize.json")
+
+    assert done.returncode == 0, done.stderr
+    assert {row["implementation"] for row in [*training, *tokenizing]} == {"kgpt", "keras_hub"}
+    for row in [*training, *tokenizing]:
+        assert math.isfinite(row["ratio"])
+        assert row["ratio"] > 0
+        assert f"| {row['case']} | {row['implementation']} |" in done.stdout
+    assert all(row["share_of_limit"] > 0 for row in training)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("jax_is_there")
+def test_the_gpu_benchmark_runs_without_a_gpu_at_tiny_shapes(tmp_path):
+    done = run("gpu.py", "--cpu-test", "--results", tmp_path, backend="jax")
+    rows = rows_of(tmp_path / "gpu.json")
+
+    assert done.returncode == 0, done.stderr
+    assert {row["facts"]["batch"] for row in rows} == {1, 2, 8}
+    assert all(row["value"] > 0 and row["facts"]["peak_mb"] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures("jax_is_there")
+def test_the_gpu_benchmark_refuses_to_measure_a_cpu(tmp_path):
+    import jax
+
+    if jax.default_backend() != "cpu":
+        pytest.skip("there is an accelerator")
+
+    done = run("gpu.py", "--results", tmp_path, backend="jax")
+
+    assert done.returncode == 1
+    assert "jax sees no accelerator" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tables_in_the_readme_are_replaced_and_the_rest_stays(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import report
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    row = {"case": "c", "implementation": "kgpt", "unit": "MB/s", "value": 2.0, "ratios": [1.0]}
+    failed = {**row, "implementation": "peer", "facts": {"error": "why"}}
+    del failed["value"]
+    machine = {"processor": "p", "cores": 2, "python": "3", "versions": {"kgpt": "1"}}
+    result = {"set": "tokenize", "command": "c", "rounds": 1, "machine": machine}
+    result["limits"] = {"bytes_per_second": 1e9}
+    result["rows"] = [{**row, "facts": {"tokens": 1234}}, failed]
+    (tmp_path / "tokenize.json").write_text(json.dumps(result))
+
+    report.write_readme(readme, tmp_path)
+    report.write_readme(readme, tmp_path)
+
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("| c | kgpt | 2 | 1.00 | 1,234 |") == 1
+    assert "Not measured: c, peer: why." in text
