@@ -216,3 +216,83 @@ def test_the_fine_tuning_schedule_counts_updates_when_gradients_are_accumulated(
     plain, accumulating = (keras.optimizers.schedules.deserialize(s) for s in schedules)
 
     np.testing.assert_allclose(rates(accumulating, [6, 30, 90]), rates(plain, [2, 10, 30]))
+
+
+# === fast ===
+
+
+def updates_from(optimizer, model):
+    """How far each variable moves in one update by gradients of noise, by path."""
+    variables = model.trainable_variables
+    optimizer.build(variables)
+    rng = np.random.default_rng(0)
+    before = [ops.convert_to_numpy(v.value).copy() for v in variables]
+    optimizer.apply([ops.array(rng.standard_normal(v.shape), "float32") for v in variables])
+    return {
+        v.path: ops.convert_to_numpy(v.value) - old
+        for v, old in zip(variables, before, strict=True)
+    }
+
+
+def test_the_fast_recipe_gives_the_blocks_matrices_orthogonal_updates_and_adams_to_the_rest():
+    rate = 0.01
+    optimizer = recipes.fast_optimizer(9, rate, warmup_steps=0, weight_decay=0.0)
+
+    updates = updates_from(optimizer, tiny_classifier())
+
+    for path, update in updates.items():
+        if update.ndim == 2 and "decoder_block" in path:
+            values = np.linalg.svd(update / (0.2 * rate * max(update.shape) ** 0.5))[1]
+            assert 0.5 < values.min() <= values.max() < 1.3, path  # Newton-Schulz: about 1
+        else:
+            np.testing.assert_allclose(np.abs(update), rate, rtol=0.01)  # Adam's first step
+
+
+def test_the_fast_recipe_decays_the_blocks_matrices_alone():
+    model = tiny_classifier()
+    optimizer = recipes.fast_optimizer(9, 0.1, warmup_steps=0, weight_decay=0.5)
+    optimizer.build(model.trainable_variables)
+    for v in model.trainable_variables:
+        v.assign(np.ones(v.shape))
+
+    optimizer.apply([ops.zeros(v.shape) for v in model.trainable_variables])
+
+    for v in model.trainable_variables:
+        decays = len(v.shape) == 2 and "decoder_block" in v.path
+        expected = 1 - 0.1 * 0.5 * decays
+        np.testing.assert_allclose(ops.convert_to_numpy(v.value), expected, rtol=1e-5)
+
+
+def test_the_fast_schedule_warms_up_and_falls_to_a_twentieth_counting_updates():
+    def schedule(**options):
+        optimizer = recipes.fast_optimizer(200, 0.02, **options)
+        config = keras.optimizers.serialize(optimizer)["config"]["learning_rate"]
+        return keras.optimizers.schedules.deserialize(config)
+
+    plain, accumulating = schedule(), schedule(gradient_accumulation_steps=3)
+
+    np.testing.assert_allclose(rates(plain, [0, 3, 6, 200]), [0, 0.01, 0.02, 0.001], atol=1e-8)
+    np.testing.assert_allclose(
+        rates(accumulating, [9, 300, 600]), rates(plain, [3, 100, 200]), rtol=1e-5
+    )
+
+
+def test_a_saved_model_trains_on_with_the_fast_recipe(tmp_path):
+    lm = kgpt.CausalLM(tiny_classifier(num_layers=2).backbone)
+    lm.compile(recipes.fast_optimizer(9), run_eagerly=keras.backend.backend() == "tensorflow")
+    x = np.random.default_rng(0).integers(0, 11, (6, 5))
+    lm.fit(x, batch_size=2, verbose=0)
+    lm.save(tmp_path / "lm.keras")
+
+    loaded = keras.models.load_model(tmp_path / "lm.keras")
+
+    assert keras.optimizers.serialize(loaded.optimizer) == keras.optimizers.serialize(lm.optimizer)
+    for trained in (lm, loaded):
+        trained.train_on_batch(x)
+    for a, b in zip(lm.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_fast_schedule_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="Received: steps=0"):
+        recipes.fast_optimizer(steps=0)

@@ -222,6 +222,7 @@ def _refuse_unknown(model, backbone, kind, activation):
     options = backbone.get_config()
     known = {*_SIZES, "name", "trainable", "dtype", "dropout", "norm_first", "layer_norm_epsilon"}
     known |= {"lora_rank", "lora_alpha"}  # what is read is the sum
+    known.add("zero_init_residual")  # of the start only
     if activation is not None:
         known.add("activation")
     if kind == "gpt2" or backbone.intermediate_dim == 4 * backbone.hidden_dim:

@@ -128,6 +128,7 @@ def _check_plain(backbone):
 
 def _check_is_gpt2(backbone):
     wanted = {"norm_first": True, "activation": gelu_tanh, "layer_norm_epsilon": _EPSILON}
+    wanted |= {"query_key_norm": False, "rotary_positions": False}
     for name, value in wanted.items():
         received = getattr(backbone, name)
         if received != value:

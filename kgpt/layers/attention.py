@@ -4,9 +4,14 @@ import functools
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from kgpt.layers.embedding import normal_initializer
+
+# From this length on, known when the graph is made, scores are made for some queries at a time.
+_LONG = 1024
+_QUERIES_AT_ONCE = 128
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -24,6 +29,10 @@ class CausalSelfAttention(keras.layers.Layer):
         dropout: float in [0, 1). Share of attention weights dropped in training.
         kernel_initializer: initializer of the query-key-value map; N(0, 0.02) if None.
         output_initializer: initializer of the output map; `kernel_initializer` if None.
+        query_key_norm: bool. RMS norm of each head's queries and keys, with a learned gain for each
+            entry, before the product (Henry et al. 2020; Dehghani et al. 2023, section 2).
+        rotary_positions: bool. Positions turn queries and keys; see `rotate`. Scores then depend on
+            distances alone: a document in a packed window needs no positions of its own.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
@@ -38,7 +47,8 @@ class CausalSelfAttention(keras.layers.Layer):
         float tensor `(batch, length, hidden_dim)`.
 
     Raises:
-        ValueError: if the width is not divisible by `num_heads`.
+        ValueError: if the width is not divisible by `num_heads`, and if `rotary_positions` meet an
+            odd width of a head.
     """
 
     def __init__(
@@ -47,11 +57,15 @@ class CausalSelfAttention(keras.layers.Layer):
         dropout: float = 0.0,
         kernel_initializer=None,
         output_initializer=None,
+        query_key_norm: bool = False,
+        rotary_positions: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.dropout = dropout
+        self.query_key_norm = query_key_norm
+        self.rotary_positions = rotary_positions
         self.kernel_initializer = normal_initializer(kernel_initializer)
         self.output_initializer = normal_initializer(output_initializer or kernel_initializer)
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
@@ -63,6 +77,12 @@ class CausalSelfAttention(keras.layers.Layer):
             raise ValueError(
                 "num_heads must divide the width of the input. "
                 f"Received: num_heads={self.num_heads}, width={hidden_dim}."
+            )
+        head_dim = hidden_dim // self.num_heads
+        if self.rotary_positions and head_dim % 2:
+            raise ValueError(
+                "rotary_positions turn pairs of entries: a head's width must be even. Received: "
+                f"num_heads={self.num_heads}, width={hidden_dim}, or {head_dim} for each head."
             )
         self.query_key_value = keras.layers.Dense(
             3 * hidden_dim,
@@ -78,6 +98,13 @@ class CausalSelfAttention(keras.layers.Layer):
             name="output_projection",
         )
         self.output_projection.build(hidden_states_shape)
+        if self.query_key_norm:
+            self.query_norm, self.key_norm = (
+                keras.layers.RMSNormalization(dtype=self.dtype_policy, name=name)
+                for name in ("query_norm", "key_norm")
+            )
+            self.query_norm.build((head_dim,))
+            self.key_norm.build((head_dim,))
         self.built = True
 
     def call(self, hidden_states, padding_mask=None, segment_ids=None, mask=None, training=None):
@@ -85,10 +112,9 @@ class CausalSelfAttention(keras.layers.Layer):
         if padding_mask is None:
             padding_mask = mask
         dropout = self.dropout_layer if training and self.dropout else None
-        attended = attend(query, key, value, _visible(padding_mask, segment_ids), dropout)
-        return self._merge(attended)
+        return self._merge(attend(query, key, value, padding_mask, segment_ids, dropout))
 
-    def call_with_cache(self, hidden_states, cache, cache_index, visible):
+    def call_with_cache(self, hidden_states, cache, cache_index, visible, position_ids=None):
         """Attention of new positions to a cache of earlier ones, for generation.
 
         Args:
@@ -98,30 +124,34 @@ class CausalSelfAttention(keras.layers.Layer):
             cache_index: int scalar, or int tensor `(batch,)` for rows that differ. The slot of the
                 first new position.
             visible: bool tensor `(batch, new, slots)`: which slots a new position sees.
+            position_ids: int tensor `(batch, new)`: the new positions; used if they are rotary.
 
         Returns:
             The output `(batch, new, hidden_dim)` and the cache with the new keys and values in it.
         """
         query, keys, values = (
-            ops.transpose(x, (0, 2, 1, 3)) for x in self._project(hidden_states)
+            ops.transpose(x, (0, 2, 1, 3)) for x in self._project(hidden_states, position_ids)
         )  # each (batch, heads, new, head_dim)
         if cache is not None:
             keys = _write(cache[0], keys, cache_index)
             values = _write(cache[1], values, cache_index)
-        query = ops.transpose(query * (1 / math.sqrt(query.shape[-1])), (0, 1, 3, 2))
-        # Keys first: the transpose is of the scores then, which are small, and not of the cache.
-        scores = ops.transpose(ops.matmul(keys, query), (0, 1, 3, 2))
-        attended = ops.matmul(_softmax(scores, ops.expand_dims(visible, 1)), values)
+        attended = _attend_to_cache(query, keys, values, visible)
         return self._merge(ops.transpose(attended, (0, 2, 1, 3))), (keys, values)
 
-    def _project(self, hidden_states):
+    def _project(self, hidden_states, position_ids=None):
         """Queries, keys and values, each `(batch, length, heads, head_dim)`."""
         length, hidden_dim = ops.shape(hidden_states)[1], hidden_states.shape[-1]
         projected = self.query_key_value(hidden_states)  # (batch, length, 3 * hidden_dim)
         projected = ops.reshape(
             projected, (-1, length, 3, self.num_heads, hidden_dim // self.num_heads)
         )
-        return projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
+        query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
+        if self.query_key_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.rotary_positions:
+            position_ids = ops.arange(length) if position_ids is None else position_ids
+            query, key = rotate(query, position_ids), rotate(key, position_ids)
+        return query, key, value
 
     def _merge(self, attended):
         length = ops.shape(attended)[1]
@@ -138,6 +168,8 @@ class CausalSelfAttention(keras.layers.Layer):
             "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "output_initializer": keras.initializers.serialize(self.output_initializer),
+            "query_key_norm": self.query_key_norm,
+            "rotary_positions": self.rotary_positions,
         }
 
 
@@ -168,22 +200,61 @@ def _write(cache, new, index):
     return ops.where(is_new, ops.matmul(goes_to, new), cache)
 
 
-def attend(query, key, value, visible=None, dropout=None):
+def _attend_to_cache(query, keys, values, visible):
+    """Attention of `(batch, heads, new, head_dim)`, to keys and values in slots, dropout aside."""
+    new = query.shape[2]
+    if new is not None and new >= _LONG:
+        parts = [slice(i, i + _QUERIES_AT_ONCE) for i in range(0, new, _QUERIES_AT_ONCE)]
+        parts = [_attend_to_cache(query[:, :, i], keys, values, visible[:, i]) for i in parts]
+        return ops.concatenate(parts, axis=2)
+    query = ops.transpose(query * (1 / math.sqrt(query.shape[-1])), (0, 1, 3, 2))
+    # Keys first: the transpose is of the scores then, which are small, and not of the cache.
+    scores = ops.transpose(ops.matmul(keys, query), (0, 1, 3, 2))
+    return ops.matmul(_softmax(scores, ops.expand_dims(visible, 1)), values)
+
+
+def rotate(x, position_ids):
+    """Turns pairs of entries by angles that grow with the position (Su et al. 2021, section 3.2.2).
+
+    Entries `i` and `i + d/2` of `d` are a pair; at position `m` it is turned by
+    `m 10000^(-2i/d)`. The product of two such vectors depends on the distance of their positions.
+
+    Args:
+        x: float tensor `(batch, length, heads, head_dim)`, `head_dim` even.
+        position_ids: int tensor `(length,)` or `(batch, length)`.
+
+    Returns:
+        A tensor like `x`. Angles are float32 whatever the dtype is.
+    """
+    half = x.shape[-1] // 2
+    frequencies = (10000.0 ** (-np.arange(half) / half)).astype("float32")
+    angles = ops.cast(position_ids, "float32")[..., None, None] * frequencies
+    cos, sin = ops.cos(angles), ops.sin(angles)  # (length, 1, half), or with a batch
+    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
+    turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return ops.cast(turned, x.dtype)
+
+
+def attend(query, key, value, padding_mask=None, segment_ids=None, dropout=None):
     """Causal attention, by the fastest way that the backend offers.
 
     Args:
         query: float tensor `(batch, length, heads, head_dim)`; `key` and `value` likewise.
         key: see `query`.
         value: see `query`.
-        visible: optional bool tensor `(batch, 1, length, length)`: further limits to what a
-            position sees.
-        dropout: optional function applied to the attention weights.
+        padding_mask: as for `CausalSelfAttention`.
+        segment_ids: as for `CausalSelfAttention`.
+        dropout: optional `keras.layers.Dropout` for the attention weights.
 
     Returns:
         float tensor `(batch, length, heads, head_dim)`.
     """
     if dropout is None and _fused_attention_is_fastest():
+        visible = _visible(padding_mask, segment_ids)
         return ops.dot_product_attention(query, key, value, mask=visible, is_causal=True)
+    if query.shape[1] is not None and query.shape[1] >= _LONG:
+        return attend_in_blocks(query, key, value, padding_mask, segment_ids, dropout)
+    visible = _visible(padding_mask, segment_ids)
     positions = ops.arange(ops.shape(query)[1])
     causal = positions[:, None] >= positions[None, :]  # (length, length)
     visible = causal[None, None] if visible is None else ops.logical_and(visible, causal)
@@ -206,8 +277,8 @@ def attend_explicitly(query, key, value, visible, dropout=None):
     """`softmax(q k^T / sqrt(head_dim)) v` as written (Vaswani et al. 2017, equation 1).
 
     The softmax is taken in float32 whatever the compute dtype is. The arguments are those of
-    `attend`, but `visible` is the whole rule and the number of keys may differ from the number of
-    queries.
+    `attend`, but for `visible`, a bool tensor `(batch, 1, length, length)`, the whole rule of what
+    a position sees.
     """
     head_dim = query.shape[-1]
     query = ops.transpose(query * (1 / math.sqrt(head_dim)), (0, 2, 1, 3))
@@ -217,6 +288,167 @@ def attend_explicitly(query, key, value, visible, dropout=None):
     if dropout is not None:
         weights = dropout(weights, training=True)
     return ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+
+
+def attend_in_blocks(query, key, value, padding_mask=None, segment_ids=None, dropout=None):
+    """The same attention for long sequences, in memory that grows linearly with the length.
+
+    Weights are made for a block of queries at a time and dropped again; the backward pass makes
+    them anew, dropout included (Rabe and Staats 2021; Dao et al. 2022, section 3.1). What is kept
+    are queries, keys and values. Each quarter of the queries meets the keys up to its own end
+    only, which saves 3/8 of the arithmetic.
+
+    Args:
+        query: as for `attend`, of known length.
+        key: see `query`.
+        value: see `query`.
+        padding_mask: as for `attend`.
+        segment_ids: as for `attend`.
+        dropout: as for `attend`.
+
+    Returns:
+        float tensor `(batch, length, heads, head_dim)`.
+    """
+    length = query.shape[1]
+    count = math.ceil(length / _QUERIES_AT_ONCE)
+    padded = count * _QUERIES_AT_ONCE  # keys added at the end are seen by no real query
+
+    def pad(x):
+        return ops.pad(x, [(0, 0), (0, padded - length)] + [(0, 0)] * (len(x.shape) - 2))
+
+    if padding_mask is not None:
+        padding_mask = pad(ops.cast(padding_mask, "int32"))
+    if segment_ids is not None:
+        segment_ids = pad(segment_ids)
+    key, value = (ops.transpose(pad(x), (0, 2, 1, 3)) for x in (key, value))
+    query = ops.reshape(pad(query), (-1, count, _QUERIES_AT_ONCE, *query.shape[2:]))
+    query = ops.transpose(query, (1, 0, 3, 2, 4))  # (blocks, batch, heads, block, head_dim)
+    factors = None if dropout is None else _repeatable_dropout(dropout)
+    quarter = math.ceil(count / 4)
+    attended = []
+    for first in range(0, count, quarter):
+        end = min(first + quarter, count) * _QUERIES_AT_ONCE
+        visible = functools.partial(_visible_in_block, end, padding_mask, segment_ids)
+        attended.append(
+            _attend_quarter(
+                query[first : first + quarter],
+                key[:, :, :end],
+                value[:, :, :end],
+                first * _QUERIES_AT_ONCE,
+                visible,
+                factors,
+            )
+        )
+    attended = ops.transpose(ops.concatenate(attended, axis=0), (1, 0, 3, 2, 4))
+    return ops.reshape(attended, (-1, padded, *attended.shape[3:]))[:, :length]
+
+
+def _attend_quarter(query, key, value, start, visible, factors):
+    """Attention of some blocks of queries to all keys given, with a gradient of its own.
+
+    Args:
+        query: float tensor `(blocks, batch, heads, block, head_dim)`.
+        key: float tensor `(batch, heads, keys, head_dim)`; `value` likewise.
+        value: see `key`.
+        start: int. The position of the first query; the first key's is 0.
+        visible: function from the position of a block to what its queries see.
+        factors: optional function of the same position and of weights: dropout's factors of them.
+    """
+    scale = 1 / math.sqrt(query.shape[-1])
+
+    def weights_of(block, key, i):
+        """A block's weights and their factors, each `(batch, heads, block, keys)`."""
+        position = start + i * _QUERIES_AT_ONCE
+        scores = ops.matmul(block * scale, _transpose(key))
+        weights = _softmax(ops.cast(scores, "float32"), visible(position))
+        return weights, 1.0 if factors is None else factors(weights, position)
+
+    def put(x, i, block):
+        return ops.slice_update(x, (i, 0, 0, 0, 0), block[None])
+
+    # A block's result takes the block's place. So each step waits for the one before it, and
+    # TensorFlow does not run several at once.
+    @ops.custom_gradient
+    def attention(query, key, value):
+        def attend_block(i, blocks):
+            weights, factor = weights_of(blocks[i], key, i)
+            return put(blocks, i, ops.matmul(ops.cast(weights * factor, value.dtype), value))
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+
+            def add_block(i, state):
+                blocks, d_key, d_value = state
+                block, d_attended = ops.split(blocks[i], 2, axis=-1)
+                weights, factor = weights_of(block, key, i)
+                d_weights = factor * ops.matmul(d_attended, _transpose(value))
+                d_scores = weights * (
+                    d_weights - ops.sum(d_weights * weights, axis=-1, keepdims=True)
+                )
+                d_scores = ops.cast(d_scores * scale, key.dtype)
+                dropped = ops.cast(weights * factor, value.dtype)
+                d_key = d_key + ops.matmul(_transpose(d_scores), block)
+                d_value = d_value + ops.matmul(_transpose(dropped), d_attended)
+                d_block = ops.concatenate([ops.matmul(d_scores, key), d_attended], axis=-1)
+                return put(blocks, i, d_block), d_key, d_value
+
+            both = ops.concatenate([query, ops.cast(upstream, query.dtype)], axis=-1)
+            zeros = [ops.zeros_like(x, dtype="float32") for x in (key, value)]
+            both, d_key, d_value = ops.fori_loop(0, query.shape[0], add_block, (both, *zeros))
+            return (
+                both[..., : query.shape[-1]],
+                ops.cast(d_key, key.dtype),
+                ops.cast(d_value, value.dtype),
+            )
+
+        return ops.fori_loop(0, query.shape[0], attend_block, query), gradient
+
+    return attention(query, key, value)
+
+
+def _transpose(x):
+    return ops.transpose(x, (0, 1, 3, 2))
+
+
+def _visible_in_block(keys, padding_mask, segment_ids, position):
+    """Which of the first `keys` keys a block of queries sees, the causal rule included.
+
+    Args:
+        keys: int. Their number.
+        padding_mask: optional int tensor `(batch, length)`.
+        segment_ids: optional int tensor `(batch, length)`.
+        position: int scalar. The position of the block's first query.
+
+    Returns:
+        bool tensor `(batch or 1, 1, block, keys)`.
+    """
+    queries = position + ops.arange(_QUERIES_AT_ONCE, dtype="int32")
+    distance = queries[:, None] - ops.arange(keys, dtype="int32")  # (block, keys)
+    visible = (distance >= 0)[None]
+    if padding_mask is not None:
+        real = padding_mask[:, None, :keys] > 0
+        visible = ops.logical_and(visible, ops.logical_or(real, distance == 0))
+    if segment_ids is not None:
+        of_queries = ops.take(segment_ids, queries, axis=1)[:, :, None]
+        visible = ops.logical_and(visible, ops.equal(of_queries, segment_ids[:, None, :keys]))
+    return ops.expand_dims(visible, 1)
+
+
+def _repeatable_dropout(dropout):
+    """Dropout as factors of the weights, 0 or 1 / (1 - rate), the same ones at each call."""
+    generator, keep = dropout.seed_generator, 1 - dropout.rate
+    seed = generator.next()
+
+    def factors(weights, position):
+        # 0, but not known before the weights are: TensorFlow would draw for ten blocks at once.
+        zero = ops.cast(ops.minimum(weights[0, 0, 0, 0], 0.0), "int32")
+        offset = ops.stack([position * 1_000_003 + zero, zero])
+        block_seed = seed + ops.cast(offset, seed.dtype)
+        with keras.StatelessScope(state_mapping=[(generator.state, block_seed)]):
+            draws = keras.random.uniform(ops.shape(weights), dtype="float32", seed=generator)
+        return ops.cast(draws < keep, "float32") / keep
+
+    return factors
 
 
 def _softmax(scores, visible):

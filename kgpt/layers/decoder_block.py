@@ -32,6 +32,8 @@ class DecoderBlock(keras.layers.Layer):
         kernel_initializer: initializer of all maps; N(0, 0.02) if None.
         residual_initializer: initializer of the two maps that end in the residual stream;
             `kernel_initializer` if None. GPT-2 scales it by 1/sqrt(2 x layers).
+        query_key_norm: bool. RMS norm of each head's queries and keys.
+        rotary_positions: bool. Positions turn queries and keys; see `CausalSelfAttention`.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
@@ -44,7 +46,8 @@ class DecoderBlock(keras.layers.Layer):
         float tensor `(batch, length, hidden_dim)`.
 
     Raises:
-        ValueError: if the width is not divisible by `num_heads`.
+        ValueError: if the width is not divisible by `num_heads`, and if `rotary_positions` meet an
+            odd width of a head.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class DecoderBlock(keras.layers.Layer):
         layer_norm_epsilon: float = 1e-5,
         kernel_initializer=None,
         residual_initializer=None,
+        query_key_norm: bool = False,
+        rotary_positions: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -72,6 +77,8 @@ class DecoderBlock(keras.layers.Layer):
             dropout=dropout,
             kernel_initializer=self.kernel_initializer,
             output_initializer=self.residual_initializer,
+            query_key_norm=query_key_norm,
+            rotary_positions=rotary_positions,
             dtype=self.dtype_policy,
             name="attention",
         )
@@ -110,12 +117,14 @@ class DecoderBlock(keras.layers.Layer):
 
         return self._join(hidden_states, attention, training)
 
-    def call_with_cache(self, hidden_states, cache, cache_index, visible):
+    def call_with_cache(self, hidden_states, cache, cache_index, visible, position_ids=None):
         """The block for new positions; see `CausalSelfAttention.call_with_cache`."""
 
         def attention(x):
             nonlocal cache
-            attended, cache = self.attention.call_with_cache(x, cache, cache_index, visible)
+            attended, cache = self.attention.call_with_cache(
+                x, cache, cache_index, visible, position_ids
+            )
             return attended
 
         return self._join(hidden_states, attention, training=False), cache
@@ -144,4 +153,6 @@ class DecoderBlock(keras.layers.Layer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "residual_initializer": keras.initializers.serialize(self.residual_initializer),
+            "query_key_norm": self.attention.query_key_norm,
+            "rotary_positions": self.attention.rotary_positions,
         }

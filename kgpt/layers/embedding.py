@@ -21,6 +21,8 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         dropout: float in [0, 1). Share of the summed entries dropped in training.
         embeddings_initializer: initializer of the token matrix; N(0, 0.02) if None.
         position_initializer: initializer of the position matrix; N(0, 0.02) if None.
+        learned_positions: bool. False leaves the position vectors out, for blocks that get to know
+            positions in another way.
 
     Call arguments:
         inputs: int tensor `(batch, length)` of token ids in `[0, vocabulary_size)`; with `reverse`,
@@ -48,6 +50,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         dropout: float = 0.0,
         embeddings_initializer=None,
         position_initializer=None,
+        learned_positions: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -64,20 +67,24 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="token_embedding",
         )
-        self.position_embedding = keras.layers.Embedding(
-            max_sequence_length,
-            hidden_dim,
-            embeddings_initializer=self.position_initializer,
-            dtype=self.dtype_policy,
-            name="position_embedding",
-        )
+        self.learned_positions = learned_positions
+        self.position_embedding = None
+        if learned_positions:
+            self.position_embedding = keras.layers.Embedding(
+                max_sequence_length,
+                hidden_dim,
+                embeddings_initializer=self.position_initializer,
+                dtype=self.dtype_policy,
+                name="position_embedding",
+            )
         self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.supports_masking = True
         self.autocast = False  # token ids are integers; a cast to a float type would lose them
 
     def build(self, inputs_shape):
         self.token_embedding.build()
-        self.position_embedding.build()
+        if self.position_embedding is not None:
+            self.position_embedding.build()
         self.dropout_layer.build((*inputs_shape, self.hidden_dim))
         self.built = True
 
@@ -85,9 +92,11 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         if reverse:
             return self.token_embedding(inputs, reverse=True)
         self.check_length(inputs.shape[1])
+        tokens = self.token_embedding(inputs)  # (batch, length, hidden_dim)
+        if self.position_embedding is None:
+            return self.dropout_layer(tokens, training=training)
         if position_ids is None:
             position_ids = _positions(inputs, segment_ids)
-        tokens = self.token_embedding(inputs)  # (batch, length, hidden_dim)
         positions = self.position_embedding(position_ids)  # (length, hidden_dim), or with a batch
         return self.dropout_layer(tokens + positions, training=training)
 
@@ -118,6 +127,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             "dropout": self.dropout,
             "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
             "position_initializer": keras.initializers.serialize(self.position_initializer),
+            "learned_positions": self.learned_positions,
         }
 
 

@@ -15,6 +15,15 @@ def gelu_tanh(x):
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
+def relu_squared(x):
+    """`max(x, 0)^2` (So et al. 2021, section 4.1)."""
+    return keras.ops.square(keras.ops.relu(x))
+
+
+_ACTIVATIONS = {"gelu_tanh": gelu_tanh, "relu_squared": relu_squared}
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
 class FeedForward(keras.layers.Layer):
     """Two linear maps with an activation between them: `W_2 gelu(W_1 x + b_1) + b_2`.
 
@@ -22,7 +31,8 @@ class FeedForward(keras.layers.Layer):
 
     Args:
         intermediate_dim: int. Width between the two maps; GPT has 4 times the input's.
-        activation: name or function; `"gelu_tanh"` is GPT's.
+        activation: name or function; `"gelu_tanh"` is GPT's. Beside Keras's names there is
+            `"relu_squared"`.
         kernel_initializer: initializer of the first map; N(0, 0.02) if None.
         output_initializer: initializer of the second map; `kernel_initializer` if None.
 
@@ -43,9 +53,8 @@ class FeedForward(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
-        self.activation = (
-            gelu_tanh if activation == "gelu_tanh" else keras.activations.get(activation)
-        )
+        is_own = isinstance(activation, str) and activation in _ACTIVATIONS
+        self.activation = _ACTIVATIONS[activation] if is_own else keras.activations.get(activation)
         self.kernel_initializer = normal_initializer(kernel_initializer)
         self.output_initializer = normal_initializer(output_initializer or kernel_initializer)
         self.supports_masking = True

@@ -67,10 +67,16 @@ class GPTBackbone(keras.Model):
         intermediate_dim: int. Inner width of the feed-forward networks; 4 x `hidden_dim` if None.
         dropout: float in [0, 1). Used on the embedding, the attention weights and each
             sub-layer's output.
-        max_sequence_length: int. Number of learned positions.
+        max_sequence_length: int. Length of the longest sequence; the number of learned positions.
         norm_first: bool. True is GPT-2's block, False is GPT-1's; see `DecoderBlock`.
         activation: name or function in the feed-forward networks; `"gelu_tanh"` is GPT's.
+            `"relu_squared"` is a later one; see `FeedForward`.
         layer_norm_epsilon: float. Added to the variance in layer norms.
+        query_key_norm: bool. RMS norm of each head's queries and keys; see `CausalSelfAttention`.
+        rotary_positions: bool. Positions turn queries and keys in each block, in place of learned
+            vectors in the embedding; see `kgpt.layers.attention.rotate`.
+        zero_init_residual: bool. Whether the maps that end in the residual stream start at 0, so
+            that each block starts as the identity (Goyal et al. 2017, section 5.1).
         **kwargs: `name`, `trainable`, and `dtype`: a dtype policy such as `"mixed_bfloat16"`.
 
     Call arguments:
@@ -105,6 +111,9 @@ class GPTBackbone(keras.Model):
         norm_first: bool = True,
         activation="gelu_tanh",
         layer_norm_epsilon: float = 1e-5,
+        query_key_norm: bool = False,
+        rotary_positions: bool = False,
+        zero_init_residual: bool = False,
         dtype=None,
         **kwargs,
     ):
@@ -129,6 +138,9 @@ class GPTBackbone(keras.Model):
 
         # === Layers ===
         residual_scale = 0.02 / math.sqrt(2 * num_layers) if norm_first else 0.02
+        residual_initializer = keras.initializers.RandomNormal(stddev=residual_scale)
+        if zero_init_residual:
+            residual_initializer = keras.initializers.Zeros()
         embedding = TokenAndPositionEmbedding(
             vocabulary_size,
             max_sequence_length,
@@ -137,6 +149,7 @@ class GPTBackbone(keras.Model):
             position_initializer=keras.initializers.RandomNormal(
                 stddev=0.01 if norm_first else 0.02
             ),
+            learned_positions=not rotary_positions,
             dtype=policy,
             name="embedding",
         )
@@ -148,7 +161,9 @@ class GPTBackbone(keras.Model):
                 norm_first=norm_first,
                 activation=activation,
                 layer_norm_epsilon=layer_norm_epsilon,
-                residual_initializer=keras.initializers.RandomNormal(stddev=residual_scale),
+                residual_initializer=residual_initializer,
+                query_key_norm=query_key_norm,
+                rotary_positions=rotary_positions,
                 dtype=policy,
                 name=f"decoder_block_{i}",
             )
@@ -194,6 +209,9 @@ class GPTBackbone(keras.Model):
         self.norm_first = norm_first
         self.activation = self.decoder_blocks[0].feed_forward.activation
         self.layer_norm_epsilon = layer_norm_epsilon
+        self.query_key_norm = query_key_norm
+        self.rotary_positions = rotary_positions
+        self.zero_init_residual = zero_init_residual
         self.lora_rank = None
         self.lora_alpha = None
 
@@ -359,6 +377,9 @@ class GPTBackbone(keras.Model):
             "norm_first": self.norm_first,
             "activation": keras.activations.serialize(self.activation),
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "query_key_norm": self.query_key_norm,
+            "rotary_positions": self.rotary_positions,
+            "zero_init_residual": self.zero_init_residual,
             "quantization": quantization_config(self),
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,

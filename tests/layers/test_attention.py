@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import (
     assert_finite_with_gradients,
+    gradients,
     numpy_attention,
     randomize,
     run_keras_layer_test,
@@ -13,6 +14,8 @@ from oracles import (
 )
 
 from kgpt.layers import CausalSelfAttention
+from kgpt.layers import attention as attention_module
+from kgpt.layers.attention import attend_in_blocks, rotate
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 5, 3, 12
 HIDDEN_STATES = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
@@ -226,3 +229,197 @@ def test_heads_that_do_not_divide_the_width_are_refused(num_heads, width):
 def test_a_dropout_below_zero_is_refused():
     with pytest.raises(ValueError, match=r"rate=-0\.1"):
         CausalSelfAttention(HEADS, dropout=-0.1)
+
+
+# --- Long sequences -----------------------------------------------------------------------------
+
+LONG = 14
+LONG_STATES = np.random.default_rng(1).standard_normal((BATCH, LONG, WIDTH)).astype("float32")
+LONG_MASK = np.arange(LONG) < np.array([[LONG], [9]])
+LONG_SEGMENTS = np.tile(np.arange(LONG) // 5, (BATCH, 1)).astype("int32")
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """A switch between the ways for short and for long sequences, with blocks of 3 queries."""
+    monkeypatch.setattr(attention_module, "_QUERIES_AT_ONCE", 3)
+    monkeypatch.setattr(attention_module, "_fused_attention_is_fastest", lambda: False)
+
+    def switch(on):
+        monkeypatch.setattr(attention_module, "_LONG", LONG if on else LONG + 1)
+
+    return switch
+
+
+def loss_of(attention, states, **masks):
+    """A function for `gradients`; each call begins from the same random state."""
+    generator = getattr(attention.dropout_layer, "seed_generator", None)
+    state = None if generator is None else to_numpy(generator.state.value).copy()
+    targets = keras.ops.array(np.random.default_rng(2).standard_normal(LONG_STATES.shape))
+
+    def loss():
+        if state is not None:
+            generator.state.assign(state)
+        output = attention(keras.ops.convert_to_tensor(states), training=True, **masks)
+        return keras.ops.sum(output * keras.ops.cast(targets, output.dtype))
+
+    return loss
+
+
+@pytest.mark.parametrize("padding_mask", [None, LONG_MASK], ids=["no mask", "mask"])
+@pytest.mark.parametrize("segment_ids", [None, LONG_SEGMENTS], ids=["no segments", "segments"])
+def test_blocks_of_queries_give_the_same_output_and_gradients(in_blocks, padding_mask, segment_ids):
+    attention, states = make_attention(), keras.Variable(LONG_STATES)
+    masks = {"padding_mask": padding_mask, "segment_ids": segment_ids}
+    variables = [states, *attention.trainable_variables]
+
+    results = []
+    for on in (False, True):
+        in_blocks(on)
+        output = to_numpy(attention(LONG_STATES, **masks))
+        results.append([output, *gradients(loss_of(attention, states, **masks), variables)])
+
+    for short, long in zip(*results, strict=True):
+        np.testing.assert_allclose(long, short, atol=1e-5)
+
+
+def test_in_blocks_too_the_gradient_is_that_of_the_dropout_that_was_drawn(in_blocks):
+    in_blocks(True)
+    attention, states = make_attention(dropout=0.3), keras.Variable(LONG_STATES)
+    loss = loss_of(attention, states, padding_mask=LONG_MASK)
+    direction = np.random.default_rng(3).standard_normal(LONG_STATES.shape).astype("float32")
+
+    (gradient,) = gradients(loss, [states])
+
+    step, around = 1e-2, []
+    for sign in (1, -1):
+        states.assign(LONG_STATES + sign * step * direction)
+        around.append(float(to_numpy(keras.ops.stop_gradient(loss()))))
+    slope = (around[0] - around[1]) / (2 * step)
+    assert slope == pytest.approx((gradient * direction).sum(), rel=5e-3)
+
+
+def test_dropout_in_blocks_leaves_its_share_out_and_differs_from_row_to_row(in_blocks):
+    # Queries and keys of 0 weigh all visible keys the same; values are the identity.
+    in_blocks(True)
+    zeros = np.zeros((40, LONG, 2, LONG), "float32")
+    identity = np.tile(np.eye(LONG, dtype="float32")[None, :, None], (40, 1, 2, 1))
+    dropout = keras.layers.Dropout(0.3)
+
+    first, second = (
+        to_numpy(attend_in_blocks(zeros, zeros, identity, dropout=dropout)) for _ in range(2)
+    )
+
+    visible = np.tril(np.ones((LONG, LONG)))[None, :, None]
+    kept = first * visible.sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.unique(kept.round(4)), [0, 1 / 0.7], atol=1e-4)
+    assert np.mean(kept[np.broadcast_to(visible, kept.shape) > 0] == 0) == pytest.approx(
+        0.3, abs=0.02
+    )
+    rows = (kept[:, -1] > 0).reshape(80, LONG)
+    assert len(np.unique(rows, axis=0)) > 70
+    assert not np.array_equal(first, second)
+    # Of two neighbouring blocks, neither repeats the other's draws.
+    assert np.mean((kept[:, 9:12, :, :9] > 0) == (kept[:, 6:9, :, :9] > 0)) < 0.7
+
+
+def test_long_sequences_train_in_a_compiled_step(monkeypatch):
+    monkeypatch.setattr(attention_module, "_LONG", 6)
+    monkeypatch.setattr(attention_module, "_QUERIES_AT_ONCE", 4)
+    monkeypatch.setattr(attention_module, "_fused_attention_is_fastest", lambda: False)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((None, WIDTH)), CausalSelfAttention(HEADS, dropout=0.1), keras.layers.Dense(1)]
+    )
+    model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=keras.config.backend() != "torch")
+    running_mean = LONG_STATES[..., :1].cumsum(axis=1) / np.arange(1, LONG + 1)[:, None]
+
+    losses = model.fit(LONG_STATES, running_mean, epochs=100, verbose=0).history["loss"]
+
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- Query and key norm, rotary positions -------------------------------------------------------
+
+
+def numpy_rotate(x, positions):
+    """By complex numbers, `(..., length, head_dim)` (Su et al. 2021, equation 13)."""
+    half = x.shape[-1] // 2
+    theta = 10000.0 ** (-2 * np.arange(half) / x.shape[-1])
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * positions[:, None] * theta)
+    return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def test_rotary_positions_are_the_papers_formula():
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype("float32")
+    positions = np.array([0, 1, 2, 7, 300])
+
+    turned = to_numpy(rotate(keras.ops.array(x), keras.ops.array(positions)))
+
+    expected = numpy_rotate(x.swapaxes(1, 2), positions).swapaxes(1, 2)
+    np.testing.assert_allclose(turned, expected, atol=1e-4)
+
+
+def test_rows_of_a_batch_can_have_rotary_positions_of_their_own():
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, 8)).astype("float32")
+    positions = np.array([[0, 1, 2, 3, 4], [9, 3, 4, 5, 6]])
+
+    turned = to_numpy(rotate(keras.ops.array(x), keras.ops.array(positions)))
+
+    for row in range(2):
+        alone = rotate(keras.ops.array(x[row : row + 1]), keras.ops.array(positions[row]))
+        np.testing.assert_allclose(turned[row], to_numpy(alone)[0], atol=1e-6)
+
+
+def test_products_of_rotated_vectors_depend_on_their_distance_alone():
+    query, key = np.random.default_rng(0).standard_normal((2, 1, 1, 1, 8)).astype("float32")
+
+    def product(query_position, key_position):
+        q, k = (
+            to_numpy(rotate(keras.ops.array(x), keras.ops.array([position])))
+            for x, position in ((query, query_position), (key, key_position))
+        )
+        return (q * k).sum()
+
+    assert product(19, 12) == pytest.approx(product(7, 0), abs=1e-4)
+    assert product(12, 19) == pytest.approx(product(0, 7), abs=1e-4)
+    assert abs(product(7, 0) - product(0, 7)) > 1e-2
+
+
+@pytest.mark.parametrize("query_key_norm", [False, True])
+@pytest.mark.parametrize("rotary_positions", [False, True])
+def test_norm_and_rotation_of_queries_and_keys_are_as_in_numpy(query_key_norm, rotary_positions):
+    attention = make_attention(query_key_norm=query_key_norm, rotary_positions=rotary_positions)
+    gains = np.random.default_rng(5).uniform(0.5, 2, (2, WIDTH // HEADS))
+    if query_key_norm:
+        attention.query_norm.scale.assign(gains[0])
+        attention.key_norm.scale.assign(gains[1])
+    W, b, W_o, b_o = (to_numpy(w).astype("float64") for w in attention.weights[:4])
+
+    output = to_numpy(attention(HIDDEN_STATES))
+
+    heads = (HIDDEN_STATES @ W + b).reshape(BATCH, LENGTH, 3, HEADS, -1).transpose(2, 0, 3, 1, 4)
+    query, key, value = heads  # each (batch, heads, length, head_dim)
+    if query_key_norm:
+        query, key = (
+            gain * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+            for gain, x in zip(gains, (query, key), strict=True)
+        )
+    if rotary_positions:
+        query, key = (numpy_rotate(x, np.arange(LENGTH)) for x in (query, key))
+    scores = np.exp(query @ key.swapaxes(2, 3) / np.sqrt(WIDTH // HEADS))
+    scores *= np.tril(np.ones((LENGTH, LENGTH)))
+    attended = scores / scores.sum(-1, keepdims=True) @ value
+    merged = attended.swapaxes(1, 2).reshape(BATCH, LENGTH, WIDTH)
+    np.testing.assert_allclose(output, merged @ W_o + b_o, atol=1e-4)
+
+
+def test_norm_and_rotation_pass_the_checks_of_keras_for_layers():
+    arguments = {"num_heads": HEADS, "query_key_norm": True, "rotary_positions": True}
+
+    run_keras_layer_test(CausalSelfAttention, arguments, weights=6)
+
+
+def test_rotary_positions_for_heads_of_odd_width_are_refused():
+    with pytest.raises(ValueError, match="Received: num_heads=4, width=12, or 3 for each head"):
+        CausalSelfAttention(4, rotary_positions=True).build((None, None, WIDTH))

@@ -227,6 +227,8 @@ def test_own_options_survive_the_config():
         layer_norm_epsilon=0.01,
         kernel_initializer="glorot_uniform",
         residual_initializer="zeros",
+        query_key_norm=True,
+        rotary_positions=True,
         dtype="mixed_bfloat16",
         name="mine",
     )
@@ -235,6 +237,7 @@ def test_own_options_survive_the_config():
 
     assert copy.get_config() == block.get_config()
     assert (copy.dropout, copy.norm_first, copy.layer_norm_epsilon) == (0.2, False, 0.01)
+    assert (copy.attention.query_key_norm, copy.attention.rotary_positions) == (True, True)
     assert copy.feed_forward.activation is keras.activations.relu
     assert isinstance(copy.kernel_initializer, keras.initializers.GlorotUniform)
     assert isinstance(copy.residual_initializer, keras.initializers.Zeros)

@@ -12,7 +12,7 @@ from oracles import (
 )
 
 from kgpt.layers import FeedForward
-from kgpt.layers.feed_forward import gelu_tanh
+from kgpt.layers.feed_forward import gelu_tanh, relu_squared
 
 HIDDEN_STATES = np.random.default_rng(0).standard_normal((2, 5, 12)).astype("float32")
 
@@ -34,6 +34,13 @@ def test_the_activation_is_the_papers_tanh_approximation():
     np.testing.assert_allclose(to_numpy(gelu_tanh(x)), numpy_gelu(x), atol=1e-6)
 
 
+def test_squared_relu_is_the_square_of_what_is_positive():
+    np.testing.assert_array_equal(
+        to_numpy(relu_squared(np.array([-3.0, -0.5, 0.0, 0.5, 3.0], "float32"))),
+        [0.0, 0.0, 0.0, 0.25, 9.0],
+    )
+
+
 def test_the_output_is_two_linear_maps_with_gelu_between(feed_forward):
     weights = [to_numpy(w) for w in feed_forward.weights]
 
@@ -44,7 +51,9 @@ def test_the_output_is_two_linear_maps_with_gelu_between(feed_forward):
 
 
 @pytest.mark.parametrize(
-    "activation", ["relu", keras.activations.silu, gelu_tanh], ids=["name", "keras's", "kgpt's"]
+    "activation",
+    ["relu", "relu_squared", keras.activations.silu, gelu_tanh],
+    ids=["name", "kgpt's name", "keras's", "kgpt's"],
 )
 def test_any_activation_survives_the_config(activation):
     layer = FeedForward(20, activation=activation)

@@ -182,6 +182,101 @@ def test_the_global_dtype_policy_is_followed():
     assert {layer.compute_dtype for layer in layers} == {"bfloat16"}
 
 
+# --- Block options ------------------------------------------------------------------------------
+
+BLOCK_OPTIONS = {
+    "query_key_norm": {"query_key_norm": True},
+    "rotary_positions": {"rotary_positions": True},
+    "relu_squared": {"activation": "relu_squared"},
+    "zero_init_residual": {"zero_init_residual": True},
+}
+BLOCK_OPTIONS["all"] = {k: v for options in BLOCK_OPTIONS.values() for k, v in options.items()}
+
+
+@pytest.fixture(scope="module", params=BLOCK_OPTIONS.values(), ids=BLOCK_OPTIONS.keys())
+def variant(request):
+    # An even width of heads, for rotary positions.
+    return make_backbone(hidden_dim=2 * WIDTH, **request.param)
+
+
+def test_a_variant_sees_the_past_only(variant):
+    changed = TOKEN_IDS.copy()
+    changed[:, 3] = (changed[:, 3] + 1) % VOCABULARY
+
+    before, after = run(variant, TOKEN_IDS), run(variant, changed)
+
+    np.testing.assert_allclose(after[:, :3], before[:, :3], atol=1e-5)
+    assert (np.abs(after - before).max(-1)[:, 3:] > 1e-4).all()
+
+
+def test_a_variant_tells_the_order_of_earlier_tokens(variant):
+    swapped = TOKEN_IDS.copy()
+    swapped[:, :2], swapped[:, 2] = (4, 7), 9
+    turned = swapped.copy()
+    turned[:, :2] = (7, 4)
+
+    states = [run(variant, x)[:, 2] for x in (swapped, turned)]
+
+    assert np.abs(states[0] - states[1]).max(-1).min() > 1e-4
+
+
+def test_a_variants_packed_document_has_the_states_of_the_document_alone(variant):
+    segment_ids = np.repeat([4, 1, 2], (2, 3, 3))
+
+    packed = run(variant, TOKEN_IDS, segment_ids=np.tile(segment_ids, (BATCH, 1)).astype("int32"))
+
+    for segment in np.unique(segment_ids):
+        here = segment_ids == segment
+        np.testing.assert_allclose(packed[:, here], run(variant, TOKEN_IDS[:, here]), atol=1e-4)
+
+
+def test_padding_changes_no_real_state_of_a_variant(variant):
+    mask = np.arange(LENGTH) < np.array([8, 5, 3, 1])[:, None]
+
+    with_padding = run(variant, np.where(mask, TOKEN_IDS, 0), padding_mask=mask)
+
+    np.testing.assert_allclose(with_padding[mask], run(variant, TOKEN_IDS)[mask], atol=1e-5)
+
+
+def test_a_variant_generates_with_a_cache_what_it_gives_without_one(variant):
+    prompts = [[3, 1, 4, 1], [5], [9, 2]]
+
+    continued = kgpt.CausalLM(variant).generate(prompts, max_new_tokens=5, sampler="greedy")
+
+    for prompt, row in zip(prompts, continued, strict=True):
+        for end in range(len(prompt), len(row)):
+            state = variant(np.array([row[:end]], "int32"))
+            logits = to_numpy(variant.embedding(state, reverse=True))[0, -1]
+            assert row[end] == logits.argmax()
+
+
+@pytest.mark.parametrize("options", BLOCK_OPTIONS.values(), ids=BLOCK_OPTIONS.keys())
+def test_a_block_option_survives_the_config_and_a_file(options, tmp_path):
+    backbone = make_backbone(hidden_dim=2 * WIDTH, **options)
+    backbone.save(tmp_path / "backbone.keras")
+
+    copy = keras.models.load_model(tmp_path / "backbone.keras")
+
+    assert copy.get_config() == backbone.get_config() != make_backbone().get_config()
+    np.testing.assert_array_equal(run(copy, TOKEN_IDS), run(backbone, TOKEN_IDS))
+
+
+def test_with_a_zero_initialised_residual_blocks_start_as_the_identity():
+    backbone = kgpt.GPTBackbone(19, 3, 2, 8, dropout=0.0, zero_init_residual=True)
+    h = np.random.default_rng(0).standard_normal((2, 5, 8)).astype("float32")
+
+    for block in backbone.decoder_blocks:
+        np.testing.assert_array_equal(to_numpy(block(h)), h)
+
+
+def test_rotary_positions_take_the_place_of_learned_ones():
+    plain, rotary = (make_backbone(hidden_dim=24, rotary_positions=on) for on in (False, True))
+
+    assert plain.count_params() - rotary.count_params() == POSITIONS * 24
+    with pytest.raises(ValueError, match="max_sequence_length"):
+        rotary(np.zeros((1, POSITIONS + 1), "int32"))
+
+
 # --- Inputs -------------------------------------------------------------------------------------
 
 
@@ -347,6 +442,9 @@ def test_every_option_survives_the_config():
         norm_first=False,
         activation="relu",
         layer_norm_epsilon=0.01,
+        query_key_norm=True,
+        rotary_positions=True,
+        zero_init_residual=True,
         dtype="mixed_bfloat16",
         name="mine",
         trainable=False,
