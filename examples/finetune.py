@@ -172,8 +172,11 @@ def finetune(name, load, arguments):
     print(f"\n=== {name} ===")
     keras.utils.set_random_seed(0)
     train, valid = load("train"), load("validation")
-    step = max(1, len(next(iter(train.values()))) // arguments.examples)
-    train = {column: rows[::step][: arguments.examples] for column, rows in train.items()}
+    most = arguments.examples
+    if "choices" in train:
+        most = max(1, most // len(train["choices"][0]))  # each choice is read as a text
+    step = max(1, len(next(iter(train.values()))) // most)
+    train = {column: rows[::step][:most] for column, rows in train.items()}
     class_names = None
     if "labels" in train and "choices" not in train:
         labels = [*train["labels"], *valid["labels"]]
