@@ -203,7 +203,7 @@ def _write(cache, new, index):
 def _attend_to_cache(query, keys, values, visible):
     """Attention of `(batch, heads, new, head_dim)`, to keys and values in slots, dropout aside."""
     new = query.shape[2]
-    if new is not None and new >= _LONG:
+    if _is_long(new):
         parts = [slice(i, i + _QUERIES_AT_ONCE) for i in range(0, new, _QUERIES_AT_ONCE)]
         parts = [_attend_to_cache(query[:, :, i], keys, values, visible[:, i]) for i in parts]
         return ops.concatenate(parts, axis=2)
@@ -252,13 +252,18 @@ def attend(query, key, value, padding_mask=None, segment_ids=None, dropout=None)
     if dropout is None and _fused_attention_is_fastest():
         visible = _visible(padding_mask, segment_ids)
         return ops.dot_product_attention(query, key, value, mask=visible, is_causal=True)
-    if query.shape[1] is not None and query.shape[1] >= _LONG:
+    if _is_long(query.shape[1]):
         return attend_in_blocks(query, key, value, padding_mask, segment_ids, dropout)
     visible = _visible(padding_mask, segment_ids)
     positions = ops.arange(ops.shape(query)[1])
     causal = positions[:, None] >= positions[None, :]  # (length, length)
     visible = causal[None, None] if visible is None else ops.logical_and(visible, causal)
     return attend_explicitly(query, key, value, visible, dropout)
+
+
+def _is_long(length):
+    """Whether a length is known, and not None or a symbol of JAX's export, and long."""
+    return isinstance(length, int) and length >= _LONG
 
 
 @functools.cache

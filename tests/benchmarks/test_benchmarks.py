@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -26,14 +27,16 @@ def rows_of(path):
 
 
 @pytest.fixture(scope="module")
-def jax_is_there():
+def on_jax():
+    if keras.config.backend() != "jax":
+        pytest.skip("starts processes of its own on jax: run once, by the suite with that backend")
     for package in ("jax", "keras_hub"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package}, which is measured here, is not installed")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("jax_is_there")
+@pytest.mark.usefixtures("on_jax")
 def test_sets_run_and_write_finite_positive_ratios(tmp_path):
     options = ["--quick", "--backends", "jax", "--peers", "keras_hub", "--dtypes", "float32"]
     options += ["--dropouts", "0.1", "--results", tmp_path]
@@ -51,7 +54,7 @@ def test_sets_run_and_write_finite_positive_ratios(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("jax_is_there")
+@pytest.mark.usefixtures("on_jax")
 def test_the_gpu_benchmark_runs_without_a_gpu_at_tiny_shapes(tmp_path):
     done = run("gpu.py", "--cpu-test", "--results", tmp_path, backend="jax")
     rows = rows_of(tmp_path / "gpu.json")
@@ -61,7 +64,7 @@ def test_the_gpu_benchmark_runs_without_a_gpu_at_tiny_shapes(tmp_path):
     assert all(row["value"] > 0 and row["facts"]["peak_mb"] > 0 for row in rows)
 
 
-@pytest.mark.usefixtures("jax_is_there")
+@pytest.mark.usefixtures("on_jax")
 def test_the_gpu_benchmark_refuses_to_measure_a_cpu(tmp_path):
     import jax
 

@@ -218,7 +218,7 @@ def test_fit_takes_every_kind_of_data_and_learns_it(tokens, source):
     lm = make_lm(hidden_dim=48)
     lm.compile(keras.optimizers.Adam(1e-2))
 
-    history = lm.fit(**source(*tokens), epochs=8, verbose=0).history
+    history = lm.fit(**source(*tokens), epochs=16, verbose=0).history
 
     assert history["loss"][-1] < 0.8 * history["loss"][0]
 
