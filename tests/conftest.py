@@ -16,9 +16,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # processes started from here
     COMPILED = tempfile.TemporaryDirectory(prefix="kgpt-tests-", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
+import keras
+
 REFERENCE_DATA = Path(
     os.environ.get("KGPT_TEST_DATA", Path(__file__).resolve().parents[2] / "shared")
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """The same random numbers whichever tests ran before, in fixtures too."""
+    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -274,11 +274,18 @@ def test_a_stop_token_in_the_prompt_does_not_count(lm):
     assert len(row) > 0
 
 
-def test_the_tokenizers_end_of_text_ends_the_text_unless_told_otherwise(text_lm):
+def test_the_tokenizers_end_of_text_ends_the_text_unless_told_otherwise(tokenizer):
+    text_lm = make_lm(tokenizer=tokenizer, vocabulary_size=tokenizer.vocabulary_size)
     settings = {"max_new_tokens": 40, "sampler": "random", "seed": 0}
+    rows = text_lm.generate([tokenizer.encode("the")] * 20, **settings, stop_token_ids=None)
+    favourite = np.bincount(np.concatenate(rows)).argmax()
+    embeddings = text_lm.backbone.token_embedding.embeddings
+    values = keras.ops.convert_to_numpy(embeddings).copy()
+    values[tokenizer.end_of_text_id] = values[favourite]  # as likely: some text ends with it
+    embeddings.assign(values)
 
-    stopped = text_lm.generate(["the"] * 50, **settings)
-    full = text_lm.generate(["the"] * 50, stop_token_ids=None, **settings)
+    stopped = text_lm.generate(["the"] * 20, **settings)
+    full = text_lm.generate(["the"] * 20, **settings, stop_token_ids=None)
 
     assert stopped == [text.split("<|endoftext|>")[0] for text in full]
     assert stopped != full
