@@ -36,6 +36,7 @@ JIT = {"tensorflow": ["auto", True], "jax": ["auto"], "torch": ["auto", True]}
 
 PEERS = (
     "keras_hub",
+    "keras_hub_graph",
     "transformers",
     "transformers_compiled",
     "bare_keras",
@@ -157,7 +158,7 @@ def tokenize(options):
     made.close()
     if "error" in made.facts:
         raise RuntimeError(made.facts["error"])
-    names = ["kgpt", "keras_hub", "tokenizers"]
+    names = ["kgpt", "keras_hub", "keras_hub_graph", "tokenizers"]
     common = {"unit": "MB/s", "task": "tokenize", "folder": options.folder}
     yield case("standard library", options.backends[0], names, **common)
 
