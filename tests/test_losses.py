@@ -38,7 +38,8 @@ def reference(hidden_states, matrix, targets, weights):
 def test_the_sums_are_those_of_the_formula_for_any_chunk(
     embedding, batch, training, rows_per_chunk, monkeypatch
 ):
-    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", rows_per_chunk * VOCABULARY)
+    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
+    monkeypatch.setattr(losses, "_MIN_ROWS_PER_CHUNK", rows_per_chunk)
     hidden_states, targets, weights = batch
     targets[0, :3] = (hidden_states[0, :3] @ embedding.get_weights()[0].T).argmax(-1)
 

@@ -1,6 +1,9 @@
 """The position-wise network of a decoder block."""
 
+import math
+
 import keras
+from keras import ops
 
 from kgpt.layers.embedding import normal_initializer
 
@@ -10,8 +13,28 @@ def gelu_tanh(x):
     """GELU by its tanh approximation, as GPT-1 and GPT-2 have it.
 
     `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks & Gimpel 2016, section 2).
+
+    PyTorch has one kernel for it. Elsewhere its derivative is made in the forward pass, by the few
+    operations that the two have in common, and it is all that is kept for the backward pass.
     """
-    return keras.activations.gelu(x, approximate=True)
+    if keras.config.backend() == "torch":
+        return keras.activations.gelu(x, approximate=True)
+    return _gelu_tanh(x)
+
+
+@ops.custom_gradient
+def _gelu_tanh(x):
+    # 0.5 (1 + tanh(z)) is sigmoid(2 z).
+    scale = 2 * math.sqrt(2 / math.pi)
+    cubic = (0.044715 * scale) * ops.square(x)
+    gate = ops.sigmoid(x * (cubic + scale))
+    y = x * gate
+    derivative = gate + y * (1 - gate) * (3 * cubic + scale)
+
+    def gradient(*args, upstream=None):
+        return derivative * (args[0] if upstream is None else upstream)
+
+    return y, gradient
 
 
 @keras.saving.register_keras_serializable(package="kgpt")

@@ -90,7 +90,8 @@ def test_evaluate_gives_a_list_in_the_order_of_the_names(tokens):
 def test_a_step_with_the_own_loss_is_the_step_with_keras_loss_on_all_logits(
     tokens, weights, rows_per_chunk, monkeypatch
 ):
-    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", rows_per_chunk * VOCABULARY)
+    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
+    monkeypatch.setattr(losses, "_MIN_ROWS_PER_CHUNK", rows_per_chunk)
     own, plain = make_lm(), make_lm()
     own.compile(keras.optimizers.SGD(1.0))
     plain.compile(
@@ -113,7 +114,8 @@ def test_a_step_with_the_own_loss_is_the_step_with_keras_loss_on_all_logits(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_no_step_makes_all_logits_at_once(tokens, training, monkeypatch):
-    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 10 * VOCABULARY)
+    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
+    monkeypatch.setattr(losses, "_MIN_ROWS_PER_CHUNK", 10)
     shapes = []
     statistics = losses._token_statistics
     monkeypatch.setattr(
