@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 
 # From this length on, known when the graph is made, scores are made for some queries at a time.
@@ -68,7 +69,7 @@ class CausalSelfAttention(keras.layers.Layer):
         self.rotary_positions = rotary_positions
         self.kernel_initializer = normal_initializer(kernel_initializer)
         self.output_initializer = normal_initializer(output_initializer or kernel_initializer)
-        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout_layer = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.supports_masking = True
 
     def build(self, hidden_states_shape):
@@ -145,7 +146,7 @@ class CausalSelfAttention(keras.layers.Layer):
         projected = ops.reshape(
             projected, (-1, length, 3, self.num_heads, hidden_dim // self.num_heads)
         )
-        query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
+        query, key, value = ops.unstack(projected, axis=2)
         if self.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary_positions:
@@ -244,7 +245,7 @@ def attend(query, key, value, padding_mask=None, segment_ids=None, dropout=None)
         value: see `query`.
         padding_mask: as for `CausalSelfAttention`.
         segment_ids: as for `CausalSelfAttention`.
-        dropout: optional `keras.layers.Dropout` for the attention weights.
+        dropout: optional `kgpt.layers.dropout.Dropout` for the attention weights.
 
     Returns:
         float tensor `(batch, length, heads, head_dim)`.
@@ -441,7 +442,7 @@ def _visible_in_block(keys, padding_mask, segment_ids, position):
 
 def _repeatable_dropout(dropout):
     """Dropout as factors of the weights, 0 or 1 / (1 - rate), the same ones at each call."""
-    generator, keep = dropout.seed_generator, 1 - dropout.rate
+    generator = dropout.seed_generator
     seed = generator.next()
 
     def factors(weights, position):
@@ -450,8 +451,7 @@ def _repeatable_dropout(dropout):
         offset = ops.stack([position * 1_000_003 + zero, zero])
         block_seed = seed + ops.cast(offset, seed.dtype)
         with keras.StatelessScope(state_mapping=[(generator.state, block_seed)]):
-            draws = keras.random.uniform(ops.shape(weights), dtype="float32", seed=generator)
-        return ops.cast(draws < keep, "float32") / keep
+            return dropout.factors(weights, generator)
 
     return factors
 

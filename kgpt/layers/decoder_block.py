@@ -3,6 +3,7 @@
 import keras
 
 from kgpt.layers.attention import CausalSelfAttention
+from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.feed_forward import FeedForward
 
@@ -92,7 +93,7 @@ class DecoderBlock(keras.layers.Layer):
         )
         self.attention_norm = self._layer_norm("attention_norm")
         self.feed_forward_norm = self._layer_norm("feed_forward_norm")
-        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout_layer = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.supports_masking = True
 
     def _layer_norm(self, name):

@@ -6,6 +6,8 @@ import contextvars
 import keras
 from keras import ops
 
+from kgpt.layers.dropout import Dropout
+
 
 @keras.saving.register_keras_serializable(package="kgpt")
 class TokenAndPositionEmbedding(keras.layers.Layer):
@@ -77,7 +79,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
                 dtype=self.dtype_policy,
                 name="position_embedding",
             )
-        self.dropout_layer = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        self.dropout_layer = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.supports_masking = True
         self.autocast = False  # token ids are integers; a cast to a float type would lose them
 

@@ -177,7 +177,7 @@ def test_dropout_leaves_its_share_of_each_sub_layers_output_out_in_training(sub_
     output = to_numpy(block(np.zeros((500, 4, WIDTH), "float32"), training=True))
 
     assert np.mean(output == 0) == pytest.approx(0.3, abs=0.02)
-    np.testing.assert_allclose(output[output != 0], 1 / 0.7, rtol=1e-5)
+    np.testing.assert_allclose(output[output != 0], 1 / 0.7, rtol=1e-3)
 
 
 @both_orders

@@ -144,7 +144,7 @@ def test_dropout_leaves_its_share_of_the_sums_out_in_training():
     output = to_numpy(layer(np.ones((20, 50), "int32"), training=True))
 
     assert np.mean(output == 0) == pytest.approx(0.4, abs=0.01)
-    np.testing.assert_allclose(output[output != 0], 2 / 0.6, rtol=1e-5)
+    np.testing.assert_allclose(output[output != 0], 2 / 0.6, rtol=1e-3)
 
 
 def test_dropout_is_off_outside_of_training():

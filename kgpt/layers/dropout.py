@@ -1,0 +1,37 @@
+"""Dropout that draws half as many random numbers."""
+
+import keras
+from keras import ops
+
+# A random float32 has 23 bits: 11 for one entry, 12 for another.
+_LEVELS = 2048
+
+
+@keras.saving.register_keras_serializable(package="kgpt")
+class Dropout(keras.layers.Dropout):
+    """As Keras's, in about half the time: on a CPU the random numbers are what dropout costs.
+
+    One number decides on two entries. For that the share that is dropped is the nearest multiple of
+    1/2048, and what is kept is scaled by just that share.
+
+    Args:
+        rate: float in [0, 1). Share of the entries dropped in training.
+        seed: as for `keras.layers.Dropout`.
+    """
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0:
+            return inputs
+        return inputs * self.factors(inputs, self.seed_generator)
+
+    def factors(self, inputs, seed):
+        """0 for an entry that is dropped, `1 / (1 - rate)` for others, in the inputs' dtype."""
+        shape = ops.shape(inputs)
+        length = shape[-1]
+        draws = keras.random.uniform(
+            (*shape[:-1], (length + 1) // 2), 0, _LEVELS, dtype="float32", seed=seed
+        )
+        first = ops.floor(draws)
+        draws = ops.concatenate([first, (draws - first) * _LEVELS], axis=-1)[..., :length]
+        dropped = min(round(self.rate * _LEVELS), _LEVELS - 1)
+        return ops.cast(draws >= dropped, inputs.dtype) * (_LEVELS / (_LEVELS - dropped))
