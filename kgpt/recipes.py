@@ -1,9 +1,22 @@
-"""The papers' optimizers and schedules, made of Keras's own."""
+"""The papers' optimizers and schedules, made of Keras's own, and the fastest settings."""
 
 import re
 
 import keras
 from keras import ops
+
+from kgpt.settings import Settings, fastest_settings
+
+__all__ = [
+    "AdamW",
+    "Settings",
+    "WarmupCosine",
+    "WarmupLinear",
+    "fast_optimizer",
+    "fastest_settings",
+    "finetuning_optimizer",
+    "pretraining_optimizer",
+]
 
 PRETRAINING_RATE = 2.5e-4  # the peak, for 117 million parameters (GPT-1, section 4.1)
 FINETUNING_RATE = 6.25e-5  # the peak (GPT-1, section 4.1)

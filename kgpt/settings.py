@@ -1,0 +1,137 @@
+"""Which backend, dtype and compilation train fastest on a machine."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+
+_BACKENDS = ("tensorflow", "torch", "jax")
+
+
+class Settings(NamedTuple):
+    """What `fastest_settings` says.
+
+    Attributes:
+        backend: str. The value for the environment variable `KERAS_BACKEND`.
+        dtype: str. The policy for `keras.config.set_dtype_policy`, before the model is made.
+        jit_compile: bool or "auto", for `compile`.
+        why: str. The reason, and what it rests on.
+    """
+
+    backend: str
+    dtype: str
+    jit_compile: bool | str
+    why: str
+
+
+def fastest_settings(backend: str | None = None) -> Settings:
+    """The settings that train fastest on this machine; nothing is changed.
+
+    They follow from measurements on processors of three kinds: with matrix units for bfloat16
+    (Intel's AMX), with bfloat16 in their vector units (AVX-512 BF16), and all others. Your model is
+    another one: `benchmarks/README.md` says how to measure, and shows the figures.
+
+    Args:
+        backend: `"tensorflow"`, `"jax"` or `"torch"`. If None, the fastest one that is installed;
+            on an accelerator, the one that runs.
+
+    Returns:
+        `Settings`: backend, dtype, jit_compile, why.
+
+    Raises:
+        ValueError: if there is no such backend.
+
+    Example:
+        settings = kgpt.recipes.fastest_settings(keras.config.backend())
+        keras.config.set_dtype_policy(settings.dtype)
+        lm = kgpt.CausalLM(kgpt.GPTBackbone(...))
+        lm.compile(jit_compile=settings.jit_compile)
+    """
+    if backend not in (None, *_BACKENDS):
+        raise ValueError(
+            f"backend must be one of {', '.join(map(repr, _BACKENDS))}, or None for the fastest "
+            f"of them. Received: backend={backend!r}."
+        )
+    if _has_accelerator():
+        return _on_accelerator(backend or keras.config.backend())
+    flags = _processor_flags()
+    if "amx_bf16" in flags:
+        return _with_matrix_units(backend or _first_installed("torch", "tensorflow"))
+    backend = backend or _first_installed("tensorflow")
+    if "avx512_bf16" in flags:
+        return _with_bfloat16_vectors(backend)
+    return Settings(
+        backend,
+        "float32",
+        "auto",
+        "This processor is not known to compute in bfloat16. In float32 the TensorFlow backend "
+        "without XLA was the fastest, PyTorch came close, and JAX took 1.7 times as long.",
+    )
+
+
+def _on_accelerator(backend: str) -> Settings:
+    return Settings(
+        backend,
+        "mixed_bfloat16",
+        "auto",
+        "An accelerator has matrix units for bfloat16. Which backend is the fastest there has not "
+        "been measured: `python benchmarks/gpu.py` does it.",
+    )
+
+
+def _with_matrix_units(backend: str) -> Settings:
+    measured = "The processor has matrix units for bfloat16 (AMX). "
+    if backend == "torch" and _cpp_compiler():
+        why = "PyTorch, compiled, uses them best: a step took 0.6 of the time of the eager one."
+        return Settings(backend, "mixed_bfloat16", True, measured + why)
+    why = {
+        "torch": "PyTorch uses them best. Compiled it is faster still, which needs a C++ compiler: "
+        "none was found.",
+        "tensorflow": "TensorFlow uses them without XLA only. PyTorch, compiled, took 0.63 of its "
+        "time.",
+        "jax": "JAX does not reach them, yet bfloat16 took 0.7 of float32's time. TensorFlow and "
+        "PyTorch are more than twice as fast.",
+    }
+    return Settings(backend, "mixed_bfloat16", "auto", measured + why[backend])
+
+
+def _with_bfloat16_vectors(backend: str) -> Settings:
+    measured = "The processor computes in bfloat16 (AVX-512 BF16). "
+    why = {
+        "tensorflow": "TensorFlow without XLA was the fastest, and 1.5 times as fast as in "
+        "float32; with XLA it gains nothing from bfloat16.",
+        "torch": "PyTorch, not compiled, was 1.5 times as fast as in float32, and with dropout "
+        "as fast as TensorFlow.",
+        "jax": "JAX was 1.1 to 1.2 times as fast as in float32. TensorFlow and PyTorch are twice "
+        "as fast.",
+    }
+    return Settings(backend, "mixed_bfloat16", "auto", measured + why[backend])
+
+
+def _first_installed(*backends: str) -> str:
+    """The first one that is there; TensorFlow comes with kgpt."""
+    found = (name for name in backends if importlib.util.find_spec(name))
+    return next(found, keras.config.backend())
+
+
+def _has_accelerator() -> bool:
+    """Whether the backend that runs computes on something else than the CPU."""
+    if keras.config.backend() == "torch":
+        return keras.ops.zeros(()).device.type != "cpu"
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
+def _processor_flags() -> set[str]:
+    """What the processor can do, by Linux's names; nothing where there is no such list."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    flags = [line for line in lines if line.startswith("flags")]
+    return set(flags[0].split(":", 1)[1].split()) if flags else set()
+
+
+def _cpp_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
