@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import statistics
 from pathlib import Path
 
 BEGIN, END = "<!-- tables: written by run.py --write-readme -->", "<!-- end of tables -->"
@@ -82,7 +83,7 @@ def ratio_and_range(ratios):
     """The median of the rounds' ratios, and their range if there are several."""
     if not ratios:
         return "-"
-    middle = sorted(ratios)[len(ratios) // 2]
+    middle = statistics.median(ratios)
     if len(ratios) == 1:
         return f"{middle:.2f}"
     return f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

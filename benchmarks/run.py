@@ -93,7 +93,7 @@ def train(options):
         for dtype in options.dtypes or ["float32", "mixed_bfloat16"]:
             for dropout in options.dropouts:
                 for backend in options.backends:
-                    for jit in JIT[backend]:
+                    for jit in JIT[backend][: 1 if options.no_compiled else None]:
                         compiled = ", compiled" if jit is True else ""
                         yield case(
                             f"{size}, {dtype}, dropout {dropout}, {backend}{compiled}",
@@ -305,6 +305,7 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--peers", nargs="*", choices=PEERS, help="implementations beside kgpt; all if left out"
     )
+    parser.add_argument("--no-compiled", action="store_true", help="only Keras's own choice there")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="training steps in a round")
     parser.add_argument("--memory-batch", type=int, default=16)
