@@ -64,7 +64,7 @@ def markdown(result):
     device = f", {facts['device']}" if facts.get("device", "cpu") != "cpu" else ""
     parts = [
         f"### {result['set']}",
-        f"`{result['command']}`, {result['rounds']} rounds; {facts['cores']} cores of "
+        f"`{result['command']}`, {count(result['rounds'], 'round')}; {facts['cores']} cores of "
         f"{facts['processor']}{device}; Python {facts['python']}; {versions}.",
         f"Limits in the same run: matrix products {' and '.join(known)}, memory "
         f"{bandwidth:,.1f} GB/s.",
@@ -73,6 +73,10 @@ def markdown(result):
     if failures:
         parts.append("Not measured: " + "; ".join(failures) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def count(number, noun):
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def number(value):
