@@ -19,13 +19,18 @@ class Dropout(keras.layers.Dropout):
         seed: as for `keras.layers.Dropout`.
     """
 
+    @property
+    def levels(self):
+        """How many of 2048 equal parts of a random number's range drop an entry."""
+        return min(round(self.rate * _LEVELS), _LEVELS - 1)
+
     def call(self, inputs, training=False):
         if not training or self.rate == 0:
             return inputs
-        return inputs * self.factors(inputs, self.seed_generator)
+        return self.apply(inputs, self.draw(inputs, self.seed_generator))
 
-    def factors(self, inputs, seed):
-        """0 for an entry that is dropped, `1 / (1 - rate)` for others, in the inputs' dtype."""
+    def draw(self, inputs, seed):
+        """Which entries are kept, bool: at random, a number from 0 to 2048 for two of them."""
         shape = ops.shape(inputs)
         length = shape[-1]
         draws = keras.random.uniform(
@@ -33,5 +38,8 @@ class Dropout(keras.layers.Dropout):
         )
         first = ops.floor(draws)
         draws = ops.concatenate([first, (draws - first) * _LEVELS], axis=-1)[..., :length]
-        dropped = min(round(self.rate * _LEVELS), _LEVELS - 1)
-        return ops.cast(draws >= dropped, inputs.dtype) * (_LEVELS / (_LEVELS - dropped))
+        return draws >= self.levels
+
+    def apply(self, inputs, is_kept):
+        """Zeros in place of the others; what is kept is larger by just their share."""
+        return ops.where(is_kept, inputs * (_LEVELS / (_LEVELS - self.levels)), 0)

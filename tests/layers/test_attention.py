@@ -15,7 +15,7 @@ from oracles import (
 
 from kgpt.layers import CausalSelfAttention
 from kgpt.layers import attention as attention_module
-from kgpt.layers.attention import attend_in_blocks, rotate
+from kgpt.layers.attention import attend, rotate
 from kgpt.layers.dropout import Dropout
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 5, 3, 12
@@ -240,14 +240,20 @@ LONG_MASK = np.arange(LONG) < np.array([[LONG], [9]])
 LONG_SEGMENTS = np.tile(np.arange(LONG) // 5, (BATCH, 1)).astype("int32")
 
 
+# From which length on queries are taken by the quarter, and from which on in blocks.
+WAYS = {"whole": (LONG + 1, LONG + 1), "quarters": (LONG, LONG + 1), "blocks": (LONG, LONG)}
+in_parts = pytest.mark.parametrize("way", ["quarters", "blocks"])
+
+
 @pytest.fixture
-def in_blocks(monkeypatch):
-    """A switch between the ways for short and for long sequences, with blocks of 3 queries."""
+def attend_by(monkeypatch):
+    """A switch between the ways for sequences of some length, with blocks of 3 queries."""
     monkeypatch.setattr(attention_module, "_QUERIES_AT_ONCE", 3)
     monkeypatch.setattr(attention_module, "_fused_attention_is_fastest", lambda: False)
 
-    def switch(on):
-        monkeypatch.setattr(attention_module, "_LONG", LONG if on else LONG + 1)
+    def switch(way):
+        for name, length in zip(("_MIDDLE", "_LONG"), WAYS[way], strict=True):
+            monkeypatch.setattr(attention_module, name, length)
 
     return switch
 
@@ -267,25 +273,29 @@ def loss_of(attention, states, **masks):
     return loss
 
 
+@in_parts
 @pytest.mark.parametrize("padding_mask", [None, LONG_MASK], ids=["no mask", "mask"])
 @pytest.mark.parametrize("segment_ids", [None, LONG_SEGMENTS], ids=["no segments", "segments"])
-def test_blocks_of_queries_give_the_same_output_and_gradients(in_blocks, padding_mask, segment_ids):
+def test_queries_in_parts_give_the_same_output_and_gradients(
+    attend_by, way, padding_mask, segment_ids
+):
     attention, states = make_attention(), keras.Variable(LONG_STATES)
     masks = {"padding_mask": padding_mask, "segment_ids": segment_ids}
     variables = [states, *attention.trainable_variables]
 
     results = []
-    for on in (False, True):
-        in_blocks(on)
+    for each in ("whole", way):
+        attend_by(each)
         output = to_numpy(attention(LONG_STATES, **masks))
         results.append([output, *gradients(loss_of(attention, states, **masks), variables)])
 
-    for short, long in zip(*results, strict=True):
-        np.testing.assert_allclose(long, short, atol=1e-5)
+    for whole, parts in zip(*results, strict=True):
+        np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
-def test_in_blocks_too_the_gradient_is_that_of_the_dropout_that_was_drawn(in_blocks):
-    in_blocks(True)
+@in_parts
+def test_in_parts_too_the_gradient_is_that_of_the_dropout_that_was_drawn(attend_by, way):
+    attend_by(way)
     attention, states = make_attention(dropout=0.3), keras.Variable(LONG_STATES)
     loss = loss_of(attention, states, padding_mask=LONG_MASK)
     direction = np.random.default_rng(3).standard_normal(LONG_STATES.shape).astype("float32")
@@ -300,16 +310,30 @@ def test_in_blocks_too_the_gradient_is_that_of_the_dropout_that_was_drawn(in_blo
     assert slope == pytest.approx((gradient * direction).sum(), rel=5e-3)
 
 
-def test_dropout_in_blocks_leaves_its_share_out_and_differs_from_row_to_row(in_blocks):
+@in_parts
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_in_parts_bfloat16_has_gradients_close_to_those_of_float32(attend_by, way, dropout):
+    attend_by(way)
+    states, results = keras.Variable(LONG_STATES), []
+    for dtype in ("float32", "mixed_bfloat16"):
+        keras.utils.set_random_seed(0)  # the same dropout
+        attention = make_attention(dropout=dropout, dtype=dtype)
+        loss = loss_of(attention, states, padding_mask=LONG_MASK)
+        results.append(gradients(loss, attention.trainable_variables))
+
+    for full, half in zip(*results, strict=True):
+        assert np.linalg.norm(half - full) < 0.02 * np.linalg.norm(full)
+
+
+@in_parts
+def test_dropout_in_parts_leaves_its_share_out_and_differs_from_row_to_row(attend_by, way):
     # Queries and keys of 0 weigh all visible keys the same; values are the identity.
-    in_blocks(True)
+    attend_by(way)
     zeros = np.zeros((40, LONG, 2, LONG), "float32")
     identity = np.tile(np.eye(LONG, dtype="float32")[None, :, None], (40, 1, 2, 1))
     dropout = Dropout(0.3)
 
-    first, second = (
-        to_numpy(attend_in_blocks(zeros, zeros, identity, dropout=dropout)) for _ in range(2)
-    )
+    first, second = (to_numpy(attend(zeros, zeros, identity, dropout=dropout)) for _ in range(2))
 
     visible = np.tril(np.ones((LONG, LONG)))[None, :, None]
     kept = first * visible.sum(-1, keepdims=True)
@@ -320,14 +344,15 @@ def test_dropout_in_blocks_leaves_its_share_out_and_differs_from_row_to_row(in_b
     rows = (kept[:, -1] > 0).reshape(80, LONG)
     assert len(np.unique(rows, axis=0)) > 70
     assert not np.array_equal(first, second)
-    # Of two neighbouring blocks, neither repeats the other's draws.
-    assert np.mean((kept[:, 9:12, :, :9] > 0) == (kept[:, 6:9, :, :9] > 0)) < 0.7
+    # Of two neighbouring parts, neither repeats the other's draws.
+    for start in (3, 6, 9):
+        later, earlier = kept[:, start : start + 3], kept[:, start - 3 : start]
+        assert np.mean((later > 0)[..., :start] == (earlier > 0)[..., :start]) < 0.85
 
 
-def test_long_sequences_train_in_a_compiled_step(monkeypatch):
-    monkeypatch.setattr(attention_module, "_LONG", 6)
-    monkeypatch.setattr(attention_module, "_QUERIES_AT_ONCE", 4)
-    monkeypatch.setattr(attention_module, "_fused_attention_is_fastest", lambda: False)
+@in_parts
+def test_long_sequences_train_in_a_compiled_step(attend_by, way):
+    attend_by(way)
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [keras.Input((None, WIDTH)), CausalSelfAttention(HEADS, dropout=0.1), keras.layers.Dense(1)]
