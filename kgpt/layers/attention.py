@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kgpt.layers.dense import Dense, is_jax_on_cpu
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 
@@ -86,14 +87,14 @@ class CausalSelfAttention(keras.layers.Layer):
                 "rotary_positions turn pairs of entries: a head's width must be even. Received: "
                 f"num_heads={self.num_heads}, width={hidden_dim}, or {head_dim} for each head."
             )
-        self.query_key_value = keras.layers.Dense(
+        self.query_key_value = Dense(
             3 * hidden_dim,
             kernel_initializer=self.kernel_initializer,
             dtype=self.dtype_policy,
             name="query_key_value",
         )
         self.query_key_value.build(hidden_states_shape)
-        self.output_projection = keras.layers.Dense(
+        self.output_projection = Dense(
             hidden_dim,
             kernel_initializer=self.output_initializer,
             dtype=self.dtype_policy,
@@ -277,7 +278,7 @@ def _fused_attention_is_fastest():
     TensorFlow are faster with plain matrix products.
     """
     if keras.config.backend() == "jax":
-        return not keras.distribution.list_devices()[0].startswith("cpu")
+        return not is_jax_on_cpu()
     return keras.config.backend() == "torch"
 
 
@@ -339,10 +340,11 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
                 weights = dropout.apply(weights, is_kept)
             attended.append(ops.matmul(weights, value[:, :, : part.stop]))
         attended = ops.concatenate(attended, axis=2)
+        known = ops.stop_gradient(attended)
 
         def gradient(*args, upstream=None):
             upstream = ops.cast(args[0] if upstream is None else upstream, query.dtype)
-            means = _mean_gradients(attended, upstream)
+            means = _mean_gradients(known, upstream)
             d_query, d_key, d_value = [], [], []
             for part, weights in zip(quarters, kept, strict=True):
                 d_attended = upstream[:, :, part]
@@ -372,6 +374,8 @@ def _mean_gradients(attended, upstream):
     """For each query the sum over keys of weight times its gradient (Dao et al. 2022, B.2).
 
     It is that over the entries of result times its gradient: `(batch, heads, length, 1)`, float32.
+    `attended` must be without a gradient of its own: on PyTorch a function of the backward pass
+    that holds on to its own output keeps itself alive, and all that it holds.
     """
     products = ops.cast(attended, "float32") * ops.cast(upstream, "float32")
     return ops.sum(products, axis=-1, keepdims=True)
@@ -469,10 +473,11 @@ def _attend_quarter(query, key, value, start, visible, dropout, draw):
             return put(blocks, i, ops.matmul(ops.cast(drop(weights), value.dtype), value))
 
         attended = ops.fori_loop(0, query.shape[0], attend_block, query)
+        known = ops.stop_gradient(attended)
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            means = _mean_gradients(attended, upstream)
+            means = _mean_gradients(known, upstream)
 
             def add_block(i, state):
                 blocks, d_key, d_value = state

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import ops
 
+from kgpt.layers.dense import Dense
 from kgpt.layers.embedding import normal_initializer
 
 
@@ -83,7 +84,7 @@ class FeedForward(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, hidden_states_shape):
-        self.expansion = keras.layers.Dense(
+        self.expansion = Dense(
             self.intermediate_dim,
             activation=self.activation,
             kernel_initializer=self.kernel_initializer,
@@ -91,7 +92,7 @@ class FeedForward(keras.layers.Layer):
             name="expansion",
         )
         self.expansion.build(hidden_states_shape)
-        self.output_projection = keras.layers.Dense(
+        self.output_projection = Dense(
             hidden_states_shape[-1],
             kernel_initializer=self.output_initializer,
             dtype=self.dtype_policy,

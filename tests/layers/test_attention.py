@@ -1,3 +1,6 @@
+import gc
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -449,3 +452,23 @@ def test_norm_and_rotation_pass_the_checks_of_keras_for_layers():
 def test_rotary_positions_for_heads_of_odd_width_are_refused():
     with pytest.raises(ValueError, match="Received: num_heads=4, width=12, or 3 for each head"):
         CausalSelfAttention(4, rotary_positions=True).build((None, None, WIDTH))
+
+
+@in_parts
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="its arrays are counted by reference")
+def test_in_parts_nothing_holds_on_to_a_step_after_it(attend_by, way):
+    attend_by(way)
+    attention, states = make_attention(dropout=0.3), keras.Variable(LONG_STATES)
+
+    gc.collect()
+    gc.disable()  # a training step is over long before its next round
+    try:
+        gradients(loss_of(attention, states), [states])
+        functions = [each for each in gc.get_objects() if isinstance(each, types.FunctionType)]
+    finally:
+        gc.enable()
+
+    own = [each for each in functions if each.__module__ == attention_module.__name__]
+    assert [each.__qualname__ for each in own if "gradient" in each.__qualname__] == [
+        "_mean_gradients"
+    ]
