@@ -13,6 +13,7 @@ import copy
 import functools
 import itertools
 import json
+import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -343,19 +344,19 @@ def _functions(model, sampler):
 def _make_functions(backbone, sampler, vocabulary):
     from keras_hub.samplers import Sampler
 
-    run_step = functools.partial(_step, backbone)
+    def run_step(token_ids, cache, slot, new_slots):
+        h, cache = _step(backbone, token_ids, cache, slot, new_slots)
+        return backbone.token_embedding(h, reverse=True)[:, :vocabulary], h, cache
+
     if keras.config.backend() == "torch":
         run_step = _record(run_step)
-
-    def logits_of(hidden_states):
-        return backbone.token_embedding(hidden_states, reverse=True)[:, :vocabulary]
 
     def prefill(new_slots, token_ids, lengths):
         return _prefill(backbone, token_ids, lengths, new_slots)[0]
 
     def step(new_slots, token_ids, cache, slot):
-        hidden_states, cache = run_step(token_ids, cache, slot, new_slots)
-        probabilities = sampler.compute_probabilities(logits_of(hidden_states))
+        logits, _, cache = run_step(token_ids, cache, slot, new_slots)
+        probabilities = sampler.compute_probabilities(logits)
         return sampler.get_next_token(probabilities), cache
 
     def complete(new_slots, token_ids, lengths, finished, count, stops):
@@ -364,8 +365,7 @@ def _make_functions(backbone, sampler, vocabulary):
 
         def next_logits(tokens, cache, index):
             slot = index - 1
-            h, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
-            return logits_of(h), h, cache
+            return run_step(tokens[:, slot][:, None], cache, slot, new_slots)
 
         # The sampler looks for stop tokens where the mask is False.
         is_prompt = ops.ones((batch, prompt_slots - 1), "bool")
@@ -453,27 +453,47 @@ def _compile(function, weights, random_states):
 def _record(step):
     """Records PyTorch's operations in a first call, for later ones with tensors of the same shapes.
 
-    Uncompiled, most of a step's time is Keras's own: hundreds of calls in Python. PyTorch's own
-    compiler would do more, but needs one for C++ on the machine.
+    Uncompiled, most of a step's time is Python's: hundreds of calls of Keras, then of PyTorch. The
+    latter's own compiler would do more, but takes long and needs one for C++ on the machine.
 
     Args:
-        step: as `_step`, for one backbone.
+        step: a function of token ids, cache, slot and the static `new_slots` as of `_step`, that
+            returns logits, hidden states and the cache.
+
+    Returns:
+        The same function. It writes into the cache that it is given, where `step` makes a copy.
     """
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
     recorded = {}
 
+    def record(inputs, new_slots):
+        def flat_step(*tensors):
+            return tuple(tree.flatten(step(*tree.pack_sequence_as(inputs, tensors), new_slots)))
+
+        tensors = tree.flatten(inputs)
+        module = make_fx(flat_step)(*tensors)
+        copies = torch.ops.aten.index_copy.default
+        for node in module.graph.find_nodes(op="call_function", target=copies):
+            node.target = torch.ops.aten.index_copy_.default
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        for name, weight in list(module.named_parameters()):  # the same memory, without a gradient
+            delattr(module, name)
+            module.register_buffer(name, weight.detach())
+        with warnings.catch_warnings():  # torch.export has nothing that runs without Python
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.trace(module, tensors, check_trace=False)
+
     def run(token_ids, cache, slot, new_slots):
         slot = torch.as_tensor(slot, dtype=torch.int32, device=token_ids.device)
-        all_slots = cache["layers"][0][0].shape[2]
-        key = token_ids.shape[0], all_slots, new_slots
+        inputs = token_ids, cache, slot
+        key = token_ids.shape[0], cache["layers"][0][0].shape[2], new_slots
         if key not in recorded:
-            graph = make_fx(lambda *inputs: step(*inputs, new_slots))(token_ids, cache, slot)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
-            recorded[key] = graph
-        return recorded[key](token_ids, cache, slot)
+            recorded[key] = record(inputs, new_slots)
+        logits, hidden_states, *cache_tensors = recorded[key](*tree.flatten(inputs))
+        return logits, hidden_states, tree.pack_sequence_as(cache, cache_tensors)
 
     return run
 

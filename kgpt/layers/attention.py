@@ -192,6 +192,9 @@ def _visible(padding_mask, segment_ids):
 
 def _write(cache, new, index):
     """The cache `(batch, heads, slots, head_dim)` with new positions from slot `index` on."""
+    if len(getattr(index, "shape", ())) == 0 and keras.config.backend() == "torch":
+        slots = ops.arange(new.shape[2], dtype="int64") + index
+        return cache.index_copy(2, slots, new)  # Keras's slice_update would be 30 operations
     if len(getattr(index, "shape", ())) == 0:
         return ops.slice_update(cache, (0, 0, index, 0), new)
     # Rows differ. A product with zeros and ones selects; all formats of `kgpt.convert` have it.
