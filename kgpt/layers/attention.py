@@ -329,6 +329,12 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
     ]
     draw = None if dropout is None else _repeatable_draw(dropout)
 
+    def drop(weights):
+        return weights if draw is None else ops.relu(weights)
+
+    def to_scale(x):  # of the results, which are fewer than the weights
+        return x if draw is None else x * dropout.scale
+
     @ops.custom_gradient
     def attention(query, key, value):
         """All `(batch, heads, length, head_dim)`, queries scaled."""
@@ -336,27 +342,24 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
         for part, its_visible in zip(quarters, visible, strict=True):
             scores = ops.matmul(query[:, :, part], _transpose(key[:, :, : part.stop]))
             weights = _softmax(scores, its_visible)  # (batch, heads, size, keys)
-            kept.append(weights)
             if draw is not None:
-                is_kept = draw(weights, part.start)
-                kept[-1] = ops.where(is_kept, weights, -weights)
-                weights = dropout.apply(weights, is_kept)
-            attended.append(ops.matmul(weights, value[:, :, : part.stop]))
-        attended = ops.concatenate(attended, axis=2)
+                weights = ops.where(draw(weights, part.start), weights, -weights)
+            kept.append(weights)
+            attended.append(ops.matmul(drop(weights), value[:, :, : part.stop]))
+        attended = to_scale(ops.concatenate(attended, axis=2))
         known = ops.stop_gradient(attended)
 
         def gradient(*args, upstream=None):
             upstream = ops.cast(args[0] if upstream is None else upstream, query.dtype)
             means = _mean_gradients(known, upstream)
+            upstream = to_scale(upstream)
             d_query, d_key, d_value = [], [], []
             for part, weights in zip(quarters, kept, strict=True):
                 d_attended = upstream[:, :, part]
                 d_weights = ops.matmul(d_attended, _transpose(value[:, :, : part.stop]))
-                dropped = weights
+                dropped = drop(weights)
                 if draw is not None:
-                    is_kept = weights > 0
-                    dropped = dropout.apply(weights, is_kept)
-                    d_weights = dropout.apply(d_weights, is_kept)
+                    d_weights = ops.where(weights > 0, d_weights, 0)
                     weights = ops.abs(weights)
                 d_scores = ops.cast(d_weights, "float32") - means[:, :, part]
                 d_scores = ops.cast(ops.cast(weights, "float32") * d_scores, query.dtype)

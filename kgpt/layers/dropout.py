@@ -36,10 +36,15 @@ class Dropout(keras.layers.Dropout):
         draws = keras.random.uniform(
             (*shape[:-1], (length + 1) // 2), 0, _LEVELS, dtype="float32", seed=seed
         )
-        first = ops.floor(draws)
-        draws = ops.concatenate([first, (draws - first) * _LEVELS], axis=-1)[..., :length]
-        return draws >= self.levels
+        rests = draws - ops.floor(draws)
+        is_kept = [draws >= self.levels, rests >= self.levels / _LEVELS]
+        return ops.concatenate(is_kept, axis=-1)[..., :length]
+
+    @property
+    def scale(self):
+        """How many times as large a kept entry is: by just the share of the others."""
+        return _LEVELS / (_LEVELS - self.levels)
 
     def apply(self, inputs, is_kept):
-        """Zeros in place of the others; what is kept is larger by just their share."""
-        return ops.where(is_kept, inputs * (_LEVELS / (_LEVELS - self.levels)), 0)
+        """What is kept, to scale; zeros in place of the others."""
+        return ops.where(is_kept, inputs * self.scale, 0)
