@@ -202,9 +202,12 @@ def run_case(one, options, look_at_limits):
     try:
         for name in () if one["fresh"] else rows:
             workers[name] = open_worker(name)
-        for _ in range(options.rounds):
+        for number in range(options.rounds):
             look_at_limits()
-            for name, row in rows.items():
+            names = list(rows)
+            first = number % len(names)  # another one in each round: the limits come before it
+            for name in names[first:] + names[:first]:
+                row = rows[name]
                 if "error" in row.get("facts", {}):
                     continue
                 if one["fresh"]:
