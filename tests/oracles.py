@@ -49,6 +49,26 @@ def gradients(function, variables):
     return [g.detach().cpu().numpy() for g in found]
 
 
+def assert_same_in_training(theirs, ours, inputs, rtol, atol):
+    """Checks that two layers with the same weights have the same outputs and gradients."""
+    results = []
+    for layer in (theirs, ours):
+        states = keras.Variable(inputs)
+
+        def outputs(layer=layer, states=states):
+            return layer(keras.ops.convert_to_tensor(states), training=True)
+
+        def loss(outputs=outputs):
+            out = outputs()
+            factors = np.random.default_rng(1).standard_normal(out.shape)
+            return keras.ops.sum(out * keras.ops.convert_to_tensor(factors, out.dtype))
+
+        found = keras.ops.cast(keras.ops.stop_gradient(outputs()), "float32")
+        results.append([to_numpy(found), *gradients(loss, [states, *layer.trainable_variables])])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(other, one, rtol=rtol, atol=atol)
+
+
 # --- GPT in numpy, float64, as the papers write it ----------------------------------------------
 
 

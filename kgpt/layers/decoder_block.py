@@ -6,6 +6,7 @@ from kgpt.layers.attention import CausalSelfAttention
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.feed_forward import FeedForward
+from kgpt.layers.layer_norm import LayerNorm
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -97,9 +98,7 @@ class DecoderBlock(keras.layers.Layer):
         self.supports_masking = True
 
     def _layer_norm(self, name):
-        return keras.layers.LayerNormalization(
-            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
-        )
+        return LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name)
 
     def build(self, hidden_states_shape):
         for layer in (

@@ -6,6 +6,7 @@ import numbers
 import keras
 
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
+from kgpt.layers.layer_norm import LayerNorm
 
 _GPT1 = {
     "vocabulary_size": 40478,
@@ -171,9 +172,7 @@ class GPTBackbone(keras.Model):
         ]
         final_norm = None
         if norm_first:
-            final_norm = keras.layers.LayerNormalization(
-                epsilon=layer_norm_epsilon, dtype=policy, name="final_norm"
-            )
+            final_norm = LayerNorm(epsilon=layer_norm_epsilon, dtype=policy, name="final_norm")
 
         # === Functional model ===
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
