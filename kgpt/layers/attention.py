@@ -192,10 +192,10 @@ def _visible(padding_mask, segment_ids):
 
 def _write(cache, new, index):
     """The cache `(batch, heads, slots, head_dim)` with new positions from slot `index` on."""
-    if len(getattr(index, "shape", ())) == 0 and keras.config.backend() == "torch":
-        slots = ops.arange(new.shape[2], dtype="int64") + index
-        return cache.index_copy(2, slots, new)  # Keras's slice_update would be 30 operations
     if len(getattr(index, "shape", ())) == 0:
+        if keras.config.backend() == "torch":  # Keras's slice_update would be 30 operations
+            slots = ops.arange(new.shape[2], dtype="int64") + index
+            return cache.index_copy(2, slots, new)
         return ops.slice_update(cache, (0, 0, index, 0), new)
     # Rows differ. A product with zeros and ones selects; all formats of `kgpt.convert` have it.
     new_slots = ops.expand_dims(index, 1) + ops.arange(0, ops.shape(new)[2], dtype="int32")
