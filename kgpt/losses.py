@@ -72,15 +72,15 @@ def _differentiable_sums(rows, embedding, targets, weights):
             d_matrix = d_matrix + ops.cast(d_chunk, "float32")
             return sums + ops.matmul(statistics, w_i), d_rows, d_matrix
 
+        # The one-hot part is a row for each position; the chunks add the softmax part.
+        weighted = ops.cast(rows, "float32") * -weights[:, None]
+        d_matrix = ops.segment_sum(weighted, targets, matrix.shape[0])
         sums, d_rows, d_matrix = ops.fori_loop(
             0,
             chunks.count,
             add_chunk,
-            (ops.zeros((2,), "float32"), ops.zeros_like(h), ops.zeros(matrix.shape, "float32")),
+            (ops.zeros((2,), "float32"), ops.zeros_like(h), d_matrix),
         )
-        # The softmax part is done; what is left is the one-hot part, a row for each position.
-        weighted = ops.cast(rows, "float32") * weights[:, None]
-        d_matrix = d_matrix - ops.segment_sum(weighted, targets, matrix.shape[0])
         target_rows = ops.take(ops.cast(matrix, "float32"), targets, axis=0)
         d_rows = ops.cast(d_rows[: ops.shape(rows)[0]], "float32") - target_rows * weights[:, None]
 

@@ -10,6 +10,7 @@ from keras import ops
 from kgpt.layers.dense import Dense, is_jax_on_cpu
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
+from kgpt.layers.order import after
 
 # From these lengths on, known when the graph is made, scores are made for some queries at a time:
 # a quarter of them, or few, whose weights are made anew for the backward pass.
@@ -306,8 +307,8 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
     """The same attention for lengths in between, with a gradient of its own.
 
     Each quarter of the queries meets the keys up to its own end only, which saves 3/8 of time and
-    memory. One array of weights is kept for the backward pass: those that dropout leaves out are
-    the negative ones.
+    memory. The backward pass makes the weights anew; what is kept of them is which ones dropout
+    keeps.
 
     Args:
         query: as for `attend`, of known length.
@@ -320,7 +321,7 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
     Returns:
         float tensor `(batch, length, heads, head_dim)`.
     """
-    length = query.shape[1]
+    length, num_heads, head_dim = query.shape[1:]
     size = math.ceil(length / 4)
     quarters = [slice(start, min(start + size, length)) for start in range(0, length, size)]
     visible = [
@@ -329,51 +330,66 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
     ]
     draw = None if dropout is None else _repeatable_draw(dropout)
 
-    def drop(weights):
-        return weights if draw is None else ops.relu(weights)
+    def weights_of(query, key, its_visible):
+        return _softmax(ops.matmul(query, _transpose(key)), its_visible)
+
+    def drop(weights, is_kept):
+        return weights if is_kept is None else ops.where(is_kept, weights, 0)
 
     def to_scale(x):  # of the results, which are fewer than the weights
-        return x if draw is None else x * dropout.scale
+        return x if dropout is None else x * dropout.scale
 
     @ops.custom_gradient
     def attention(query, key, value):
-        """All `(batch, heads, length, head_dim)`, queries scaled."""
+        """All `(batch, heads, length, head_dim)`, queries scaled; the result is `_merged`."""
         attended, kept = [], []
         for part, its_visible in zip(quarters, visible, strict=True):
-            scores = ops.matmul(query[:, :, part], _transpose(key[:, :, : part.stop]))
-            weights = _softmax(scores, its_visible)  # (batch, heads, size, keys)
-            if draw is not None:
-                weights = ops.where(draw(weights, part.start), weights, -weights)
-            kept.append(weights)
-            attended.append(ops.matmul(drop(weights), value[:, :, : part.stop]))
-        attended = to_scale(ops.concatenate(attended, axis=2))
+            weights = weights_of(query[:, :, part], key[:, :, : part.stop], its_visible)
+            kept.append(None if draw is None else draw(weights, part.start))
+            attended.append(ops.matmul(drop(weights, kept[-1]), value[:, :, : part.stop]))
+        # Merged here: the output map keeps this very array too.
+        attended = _merged(to_scale(ops.concatenate(attended, axis=2)))
         known = ops.stop_gradient(attended)
 
         def gradient(*args, upstream=None):
             upstream = ops.cast(args[0] if upstream is None else upstream, query.dtype)
-            means = _mean_gradients(known, upstream)
-            upstream = to_scale(upstream)
+            result, upstream = (_split(x, num_heads) for x in (after(upstream, known), upstream))
+            means = _mean_gradients(result, upstream)
+            upstream = event = to_scale(upstream)
             d_query, d_key, d_value = [], [], []
-            for part, weights in zip(quarters, kept, strict=True):
+            for part, its_visible, is_kept in zip(quarters, visible, kept, strict=True):
+                q, k, v = (after(event, x) for x in (query, key, value))  # one after the other
+                q, k, v = q[:, :, part], k[:, :, : part.stop], v[:, :, : part.stop]
                 d_attended = upstream[:, :, part]
-                d_weights = ops.matmul(d_attended, _transpose(value[:, :, : part.stop]))
-                dropped = drop(weights)
-                if draw is not None:
-                    d_weights = ops.where(weights > 0, d_weights, 0)
-                    weights = ops.abs(weights)
+                weights = weights_of(q, k, its_visible)
+                d_weights = drop(ops.matmul(d_attended, _transpose(v)), is_kept)
                 d_scores = ops.cast(d_weights, "float32") - means[:, :, part]
-                d_scores = ops.cast(ops.cast(weights, "float32") * d_scores, query.dtype)
-                d_query.append(ops.matmul(d_scores, key[:, :, : part.stop]))
+                event = d_scores = ops.cast(ops.cast(weights, "float32") * d_scores, query.dtype)
+                d_query.append(ops.matmul(d_scores, k))
                 rest = [(0, 0), (0, 0), (0, length - part.stop), (0, 0)]
-                d_key.append(ops.pad(ops.matmul(_transpose(d_scores), query[:, :, part]), rest))
-                d_value.append(ops.pad(ops.matmul(_transpose(dropped), d_attended), rest))
+                d_key.append(ops.pad(ops.matmul(_transpose(d_scores), q), rest))
+                weights = drop(weights, is_kept)
+                d_value.append(ops.pad(ops.matmul(_transpose(weights), d_attended), rest))
             return ops.concatenate(d_query, axis=2), sum(d_key), sum(d_value)
 
         return attended, gradient
 
-    query = query * (1 / math.sqrt(query.shape[-1]))
+    query = query * (1 / math.sqrt(head_dim))
     attended = attention(*(ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value)))
-    return ops.transpose(attended, (0, 2, 1, 3))
+    return ops.reshape(attended, (-1, length, num_heads, head_dim))
+
+
+def _merged(attended):
+    """`(batch, heads, length, head_dim)` as `(batch, length, hidden_dim)`."""
+    _, num_heads, length, head_dim = attended.shape
+    return ops.reshape(ops.transpose(attended, (0, 2, 1, 3)), (-1, length, num_heads * head_dim))
+
+
+def _split(merged, num_heads):
+    """`(batch, length, hidden_dim)` as `(batch, heads, length, head_dim)`."""
+    _, length, hidden_dim = merged.shape
+    merged = ops.reshape(merged, (-1, length, num_heads, hidden_dim // num_heads))
+    return ops.transpose(merged, (0, 2, 1, 3))
 
 
 def _mean_gradients(attended, upstream):

@@ -7,6 +7,7 @@ from keras import ops
 
 from kgpt.layers.dense import Dense
 from kgpt.layers.embedding import normal_initializer
+from kgpt.layers.order import after
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -15,8 +16,9 @@ def gelu_tanh(x):
 
     `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks & Gimpel 2016, section 2).
 
-    PyTorch has one kernel for it. Elsewhere its derivative is made in the forward pass, by the few
-    operations that the two have in common, and it is all that is kept for the backward pass.
+    PyTorch has one kernel for it. On TensorFlow its derivative is made in the forward pass, by the
+    few operations that the two have in common, and it is all that is kept for the backward pass.
+    XLA makes them cheaply in both passes, and what is kept is `x`.
     """
     if keras.config.backend() == "torch":
         return keras.activations.gelu(x, approximate=True)
@@ -25,17 +27,24 @@ def gelu_tanh(x):
 
 @ops.custom_gradient
 def _gelu_tanh(x):
+    y, derivative = _gelu_tanh_and_derivative(x)
+
+    def gradient(*args, upstream=None):
+        upstream = args[0] if upstream is None else upstream
+        if keras.config.backend() == "jax":
+            return _gelu_tanh_and_derivative(after(upstream, x))[1] * upstream
+        return derivative * upstream
+
+    return y, gradient
+
+
+def _gelu_tanh_and_derivative(x):
     # 0.5 (1 + tanh(z)) is sigmoid(2 z).
     scale = 2 * math.sqrt(2 / math.pi)
     cubic = (0.044715 * scale) * ops.square(x)
     gate = ops.sigmoid(x * (cubic + scale))
     y = x * gate
-    derivative = gate + y * (1 - gate) * (3 * cubic + scale)
-
-    def gradient(*args, upstream=None):
-        return derivative * (args[0] if upstream is None else upstream)
-
-    return y, gradient
+    return y, gate + y * (1 - gate) * (3 * cubic + scale)
 
 
 @keras.saving.register_keras_serializable(package="kgpt")

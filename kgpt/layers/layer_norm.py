@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kgpt.layers.order import after
+
 
 @keras.saving.register_keras_serializable(package="kgpt")
 class LayerNorm(keras.layers.LayerNormalization):
@@ -40,7 +42,8 @@ def _normalize(inputs, gain, bias, epsilon):
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            d_y, normed = ops.cast(upstream, "float32"), ops.cast(kept, "float32")
+            normed = ops.cast(after(upstream, kept), "float32")
+            d_y = ops.cast(upstream, "float32")
             d_normed = d_y * gain
             d_x = d_normed - mean(d_normed) - normed * mean(d_normed * normed)
             d_x = ops.cast(d_x * inverse, x.dtype)

@@ -1,5 +1,9 @@
 import gc
+import re
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -472,3 +476,33 @@ def test_in_parts_nothing_holds_on_to_a_step_after_it(attend_by, way):
     assert [each.__qualname__ for each in own if "gradient" in each.__qualname__] == [
         "_mean_gradients"
     ]
+
+
+MEMORY_OF_TRAINING = """
+import sys, keras, numpy as np
+from kgpt.layers import CausalSelfAttention
+states = hidden = keras.Input(({length}, 32))
+for _ in range(int(sys.argv[1])):
+    hidden = hidden + CausalSelfAttention(8, dropout=0.1)(hidden)
+model = keras.Model(states, hidden)
+model.compile("sgd", "mse")
+x = np.zeros(({batch}, {length}, 32), "float32")
+model.fit(x, x, epochs=2, verbose=0)
+print(open("/proc/self/status").read())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from there")
+def test_training_keeps_no_attention_weights():
+    batch, length, layers = 4, 1000, 4
+    script = MEMORY_OF_TRAINING.format(batch=batch, length=length)
+
+    def peak(layers):
+        command = [sys.executable, "-c", script, str(layers)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", result.stdout)[1])
+
+    of_a_layer = (peak(2 + layers) - peak(2)) / layers
+
+    assert of_a_layer < batch * 8 * 4 * length**2 * 5 / 8  # 8 heads' weights in float32, once
