@@ -67,7 +67,7 @@ def fastest_settings(backend: str | None = None) -> Settings:
         "float32",
         "auto",
         "This processor is not known to compute in bfloat16. In float32 the TensorFlow backend "
-        "without XLA was the fastest, PyTorch came close, and JAX took 1.3 times as long.",
+        "without XLA was the fastest, PyTorch came close, and JAX took 1.1 to 1.3 times as long.",
     )
 
 
@@ -100,10 +100,10 @@ def _with_matrix_units(backend: str) -> Settings:
 def _with_bfloat16_vectors(backend: str) -> Settings:
     measured = "The processor computes in bfloat16 (AVX-512 BF16). "
     why = {
-        "tensorflow": "TensorFlow without XLA was the fastest, and 1.7 times as fast as in "
+        "tensorflow": "TensorFlow without XLA was the fastest, and 1.6 times as fast as in "
         "float32; with XLA it gains nothing from bfloat16.",
         "torch": "PyTorch, not compiled, was 1.5 times as fast as in float32.",
-        "jax": "JAX does not: it was as fast in float32. TensorFlow is twice as fast in bfloat16.",
+        "jax": "JAX does not: float32 was faster. TensorFlow is twice as fast in bfloat16.",
     }
     dtype = "float32" if backend == "jax" else "mixed_bfloat16"
     return Settings(backend, dtype, "auto", measured + why[backend])

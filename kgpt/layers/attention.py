@@ -12,8 +12,8 @@ from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.order import after
 
-# From these lengths on, known when the graph is made, scores are made for some queries at a time:
-# a quarter of them, or few, whose weights are made anew for the backward pass.
+# From these lengths on, known when the graph is made, scores are made for some queries at a time: a
+# quarter of them, or few. The backward pass makes the weights anew.
 _MIDDLE, _LONG = 256, 1024
 _QUERIES_AT_ONCE = 128
 
@@ -321,7 +321,7 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
     Returns:
         float tensor `(batch, length, heads, head_dim)`.
     """
-    length, num_heads, head_dim = query.shape[1:]
+    length, num_heads, head_dim = value.shape[1:]
     size = math.ceil(length / 4)
     quarters = [slice(start, min(start + size, length)) for start in range(0, length, size)]
     visible = [
@@ -353,7 +353,11 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
 
         def gradient(*args, upstream=None):
             upstream = ops.cast(args[0] if upstream is None else upstream, query.dtype)
-            result, upstream = (_split(x, num_heads) for x in (after(upstream, known), upstream))
+            shape = (-1, length, num_heads, head_dim)
+            result, upstream = (
+                ops.transpose(ops.reshape(x, shape), (0, 2, 1, 3))
+                for x in (after(upstream, known), upstream)
+            )
             means = _mean_gradients(result, upstream)
             upstream = event = to_scale(upstream)
             d_query, d_key, d_value = [], [], []
@@ -361,7 +365,7 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
                 q, k, v = (after(event, x) for x in (query, key, value))  # one after the other
                 q, k, v = q[:, :, part], k[:, :, : part.stop], v[:, :, : part.stop]
                 d_attended = upstream[:, :, part]
-                weights = weights_of(q, k, its_visible)
+                weights = weights_of(q, k, after(event, its_visible))
                 d_weights = drop(ops.matmul(d_attended, _transpose(v)), is_kept)
                 d_scores = ops.cast(d_weights, "float32") - means[:, :, part]
                 event = d_scores = ops.cast(ops.cast(weights, "float32") * d_scores, query.dtype)
@@ -374,7 +378,7 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
 
         return attended, gradient
 
-    query = query * (1 / math.sqrt(head_dim))
+    query = query * (1 / math.sqrt(query.shape[-1]))
     attended = attention(*(ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value)))
     return ops.reshape(attended, (-1, length, num_heads, head_dim))
 
@@ -383,13 +387,6 @@ def _merged(attended):
     """`(batch, heads, length, head_dim)` as `(batch, length, hidden_dim)`."""
     _, num_heads, length, head_dim = attended.shape
     return ops.reshape(ops.transpose(attended, (0, 2, 1, 3)), (-1, length, num_heads * head_dim))
-
-
-def _split(merged, num_heads):
-    """`(batch, length, hidden_dim)` as `(batch, heads, length, head_dim)`."""
-    _, length, hidden_dim = merged.shape
-    merged = ops.reshape(merged, (-1, length, num_heads, hidden_dim // num_heads))
-    return ops.transpose(merged, (0, 2, 1, 3))
 
 
 def _mean_gradients(attended, upstream):

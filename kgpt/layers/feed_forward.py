@@ -18,7 +18,7 @@ def gelu_tanh(x):
 
     PyTorch has one kernel for it. On TensorFlow its derivative is made in the forward pass, by the
     few operations that the two have in common, and it is all that is kept for the backward pass.
-    XLA makes them cheaply in both passes, and what is kept is `x`.
+    On JAX, where XLA makes them cheaply, both passes do, and what is kept is `x`.
     """
     if keras.config.backend() == "torch":
         return keras.activations.gelu(x, approximate=True)
