@@ -362,8 +362,8 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
             upstream = event = to_scale(upstream)
             d_query, d_key, d_value = [], [], []
             for part, its_visible, is_kept in zip(quarters, visible, kept, strict=True):
-                q, k, v = (after(event, x) for x in (query, key, value))  # one after the other
-                q, k, v = q[:, :, part], k[:, :, : part.stop], v[:, :, : part.stop]
+                q = after(event, query)[:, :, part]  # one quarter after the other
+                k, v = (after(event, x)[:, :, : part.stop] for x in (key, value))
                 d_attended = upstream[:, :, part]
                 weights = weights_of(q, k, after(event, its_visible))
                 d_weights = drop(ops.matmul(d_attended, _transpose(v)), is_kept)
@@ -562,10 +562,9 @@ def _repeatable_draw(dropout):
     seed = generator.next()
 
     def draw(weights, position):
-        # 0, but not known before the weights are: TensorFlow would draw for ten blocks at once.
-        zero = ops.cast(ops.minimum(weights[0, 0, 0, 0], 0.0), "int32")
-        offset = ops.stack([position * 1_000_003 + zero, zero])
-        block_seed = seed + ops.cast(offset, seed.dtype)
+        offset = position * ops.array([1_000_003, 0], dtype="int32")
+        # TensorFlow would draw for ten blocks at once.
+        block_seed = seed + ops.cast(after(weights, offset), seed.dtype)
         with keras.StatelessScope(state_mapping=[(generator.state, block_seed)]):
             return dropout.draw(weights, generator)
 

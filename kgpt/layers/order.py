@@ -9,14 +9,15 @@ from kgpt.layers.dense import is_jax_on_cpu
 def after(event, x):
     """`x`, of which nothing is made before `event` is known.
 
-    For gradients that make anew what the forward pass made, or something else from its arrays
-    alone, such as a slice. TensorFlow runs each operation as soon as its inputs are there: it would
-    make these in the forward pass and keep them. XLA would find that they are known already, and
-    keep those; on TensorFlow it still may. PyTorch does what it is told when it is told.
+    Mostly for gradients that make anew what the forward pass made, or something else from its
+    arrays alone, such as a slice. TensorFlow runs each operation as soon as its inputs are there:
+    it would make these in the forward pass and keep them. XLA would find that they are known
+    already, and keep those; on TensorFlow it still may. PyTorch does what it is told when it is
+    told.
 
     Args:
         event: float tensor. What to wait for: in a gradient, the upstream one.
-        x: float or bool tensor.
+        x: tensor.
     """
     backend = keras.config.backend()
     if is_jax_on_cpu():  # where XLA drops barriers before it looks for what is known
