@@ -21,8 +21,14 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from kgpt.devices import has_accelerator
+from kgpt.layers.attention import quarters
+
 _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 _SMALLEST_BUCKET = 32
+# From so many slots on, in all rows together, a step on PyTorch reads only the quarters of a cache
+# that are filled. Each has a record of its own, which takes time in the first call.
+_CACHE_IN_QUARTERS = 1024
 
 
 def generate(
@@ -344,8 +350,8 @@ def _functions(model, sampler):
 def _make_functions(backbone, sampler, vocabulary):
     from keras_hub.samplers import Sampler
 
-    def run_step(token_ids, cache, slot, new_slots):
-        h, cache = _step(backbone, token_ids, cache, slot, new_slots)
+    def run_step(token_ids, cache, slot, new_slots, seen=None):
+        h, cache = _step(backbone, token_ids, cache, slot, new_slots, seen)
         return backbone.token_embedding(h, reverse=True)[:, :vocabulary], h, cache
 
     if keras.config.backend() == "torch":
@@ -416,7 +422,7 @@ def _compile(function, weights, random_states):
         import tensorflow as tf
 
         # On a CPU too: a step is many small operations, which XLA joins.
-        compiled = tf.function(function, jit_compile=True)
+        compiled = tf.function(function, autograph=False, jit_compile=True)
     elif keras.config.backend() == "jax":
         import jax
 
@@ -457,26 +463,30 @@ def _record(step):
     latter's own compiler would do more, but takes long and needs one for C++ on the machine.
 
     Args:
-        step: a function of token ids, cache, slot and the static `new_slots` as of `_step`, that
-            returns logits, hidden states and the cache.
+        step: a function of token ids, cache, slot and the static `new_slots` and `seen` as of
+            `_step`, that returns logits, hidden states and the cache.
 
     Returns:
-        The same function. It writes into the cache that it is given, where `step` makes a copy.
+        The same function without `seen`, which it chooses: where the caches are large, there is a
+        record for each quarter of the slots. It writes into the cache that it is given, where
+        `step` makes a copy.
     """
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
     recorded = {}
 
-    def record(inputs, new_slots):
+    def record(inputs, new_slots, seen):
         def flat_step(*tensors):
-            return tuple(tree.flatten(step(*tree.pack_sequence_as(inputs, tensors), new_slots)))
+            inner = tree.pack_sequence_as(inputs, tensors)
+            return tuple(tree.flatten(step(*inner, new_slots, seen)))
 
         tensors = tree.flatten(inputs)
         module = make_fx(flat_step)(*tensors)
         copies = torch.ops.aten.index_copy.default
         for node in module.graph.find_nodes(op="call_function", target=copies):
             node.target = torch.ops.aten.index_copy_.default
+        _multiply_by_onednn(module)
         module.graph.eliminate_dead_code()
         module.recompile()
         for name, weight in list(module.named_parameters()):  # the same memory, without a gradient
@@ -489,13 +499,45 @@ def _record(step):
     def run(token_ids, cache, slot, new_slots):
         slot = torch.as_tensor(slot, dtype=torch.int32, device=token_ids.device)
         inputs = token_ids, cache, slot
-        key = token_ids.shape[0], cache["layers"][0][0].shape[2], new_slots
+        rows, seen = token_ids.shape[0], _slots(cache)
+        if rows * seen >= _CACHE_IN_QUARTERS and not has_accelerator():
+            seen = next(end for end in quarters(seen) if end > int(slot))
+        key = rows, _slots(cache), new_slots, seen
         if key not in recorded:
-            recorded[key] = record(inputs, new_slots)
+            recorded[key] = record(inputs, new_slots, seen)
         logits, hidden_states, *cache_tensors = recorded[key](*tree.flatten(inputs))
         return logits, hidden_states, tree.pack_sequence_as(cache, cache_tensors)
 
     return run
+
+
+def _multiply_by_onednn(module):
+    """Has oneDNN make the products with float32 weights on a CPU, in a recorded step.
+
+    PyTorch leaves them to MKL, which for 8 rows took two to three times as long on an AMD EPYC.
+    """
+    import torch
+
+    if has_accelerator() or not torch.backends.mkldnn.is_available():
+        return
+    # TorchScript: tracing has no word for one of the operation's arguments.
+    scripted = torch.jit.CompilationUnit(
+        "def linear(rows, weight):\n"
+        "    return torch.ops.mkldnn._linear_pointwise(rows, weight, None, 'none', [], '')\n"
+    ).linear
+
+    def linear(rows, weight):
+        return scripted(rows, weight)
+
+    turn = torch.ops.aten.permute.default
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
+        rows, weight = node.args
+        stored = weight.args[0] if weight.target == turn else weight
+        if stored.op != "get_attr" or getattr(module, stored.target).dtype != torch.float32:
+            continue
+        with module.graph.inserting_before(node):
+            units_first = module.graph.call_function(turn, (weight, [1, 0]))
+            node.replace_all_uses_with(module.graph.call_function(linear, (rows, units_first)))
 
 
 # === One step, and the first one ===
@@ -534,7 +576,7 @@ def _prefill(backbone, token_ids, lengths, new_slots):
     return {"layers": layers, "lengths": lengths}, ops.concatenate([h, new], axis=1)
 
 
-def _step(backbone, token_ids, cache, slot, new_slots):
+def _step(backbone, token_ids, cache, slot, new_slots, seen=None):
     """Runs one token of each row.
 
     Args:
@@ -543,16 +585,16 @@ def _step(backbone, token_ids, cache, slot, new_slots):
         cache: what `_prefill` made.
         slot: int scalar. Where the tokens stand.
         new_slots: int. As for `_prefill`.
+        seen: int. How many slots of the cache to look at, `slot` among them; all if None.
 
     Returns:
         Hidden states `(batch, hidden_dim)`, and the cache with the tokens in it.
     """
     lengths = cache["lengths"][:, None]
-    all_slots = cache["layers"][0][0].shape[2]
-    prompt_slots = all_slots - new_slots
-    slots = ops.arange(all_slots, dtype="int32")
+    prompt_slots = _slots(cache) - new_slots
+    slots = ops.arange(seen or _slots(cache), dtype="int32")
     visible = ops.logical_and(slots >= prompt_slots - 1, slots <= slot)
-    visible = ops.logical_or(slots < lengths - 1, visible)  # (batch, slots)
+    visible = ops.logical_or(slots < lengths - 1, visible)  # (batch, seen)
     position_ids = lengths + (slot - prompt_slots)
     h = backbone.embedding(token_ids, position_ids=position_ids, training=False)
     layers = []
@@ -560,6 +602,10 @@ def _step(backbone, token_ids, cache, slot, new_slots):
         h, layer = block.call_with_cache(h, layer, slot, visible[:, None], position_ids)
         layers.append(layer)
     return _final_norm(backbone, h)[:, 0], {"layers": layers, "lengths": cache["lengths"]}
+
+
+def _slots(cache):
+    return cache["layers"][0][0].shape[2]
 
 
 def _final_norm(backbone, h):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import keras
 
+from kgpt.devices import has_accelerator
+
 _BACKENDS = ("tensorflow", "torch", "jax")
 
 
@@ -54,7 +56,7 @@ def fastest_settings(backend: str | None = None) -> Settings:
             f"backend must be one of {', '.join(map(repr, _BACKENDS))}, or None for the fastest "
             f"of them. Received: backend={backend!r}."
         )
-    if _has_accelerator():
+    if has_accelerator():
         return _on_accelerator(backend or keras.config.backend())
     flags = _processor_flags()
     if "amx_bf16" in flags:
@@ -113,13 +115,6 @@ def _first_installed(*backends: str) -> str:
     """The first one that is there; TensorFlow comes with kgpt."""
     found = (name for name in backends if importlib.util.find_spec(name))
     return next(found, keras.config.backend())
-
-
-def _has_accelerator() -> bool:
-    """Whether the backend that runs computes on something else than the CPU."""
-    if keras.config.backend() == "torch":
-        return keras.ops.zeros(()).device.type != "cpu"
-    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
 
 
 def _processor_flags() -> set[str]:

@@ -83,21 +83,36 @@ def test_greedy_is_the_argmax_up_to_the_last_position():
     assert row == greedy_by_full_passes(lm, [1, 2, 3], 7)
 
 
-def test_cached_states_equal_those_of_the_full_forward_pass():
-    backbone = make_lm(num_layers=2).backbone
-    row, prompt_slots = [5, 1, 9, 2, 7, 7, 3, 11], 6
+@pytest.mark.parametrize("new_slots", [4, 130])
+def test_cached_states_equal_those_of_the_full_forward_pass(new_slots):
+    backbone = make_lm(max_sequence_length=140).backbone
+    row = np.random.default_rng(0).integers(0, VOCABULARY, 4 + new_slots).tolist()
+    prompt_slots = 6
     tokens, lengths = generation._lay_out([row[:4], [4]], prompt_slots)
     tokens, lengths = map(keras.ops.convert_to_tensor, (tokens, lengths))
 
-    cache, prompt_states = generation._prefill(backbone, tokens, lengths, 4)
+    cache, prompt_states = generation._prefill(backbone, tokens, lengths, new_slots)
     states = [keras.ops.convert_to_numpy(prompt_states)[0, [0, 1, 2, 5]]]
     for slot, token in enumerate(row[4:], start=prompt_slots):
         token_ids = keras.ops.convert_to_tensor([[token], [token]])
-        h, cache = generation._step(backbone, token_ids, cache, slot, 4)
+        h, cache = generation._step(backbone, token_ids, cache, slot, new_slots)
         states.append(keras.ops.convert_to_numpy(h)[:1])
 
     expected = keras.ops.convert_to_numpy(backbone(np.array([row])))[0]
     np.testing.assert_allclose(np.concatenate(states), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 6])
+def test_greedy_is_the_argmax_in_each_part_of_a_long_cache(rows):
+    lm = make_lm(num_layers=2, max_sequence_length=200)
+    prompts = [list(range(1, 2 + 3 * row)) for row in range(rows)]
+
+    for row, prompt in zip(lm.generate(prompts, 150, sampler="greedy"), prompts, strict=True):
+        assert len(row) == len(prompt) + 150
+        logits = keras.ops.convert_to_numpy(lm(np.array([row])))[0, :-1]
+        chosen = np.take_along_axis(logits, np.array(row)[1:, None], axis=-1)[:, 0]
+        new = slice(len(prompt) - 1, None)
+        np.testing.assert_allclose(chosen[new], logits.max(-1)[new], atol=1e-4)
 
 
 def test_a_mixed_precision_model_generates_what_its_full_passes_say():

@@ -12,7 +12,7 @@ def machine(monkeypatch):
     """A function that gives the machine a processor, packages, a compiler and an accelerator."""
 
     def make(flags=(), installed=BACKENDS, compiler=True, accelerator=False):
-        monkeypatch.setattr(settings, "_has_accelerator", lambda: accelerator)
+        monkeypatch.setattr(settings, "has_accelerator", lambda: accelerator)
         monkeypatch.setattr(settings, "_processor_flags", lambda: set(flags))
         monkeypatch.setattr(settings, "_cpp_compiler", lambda: compiler)
         monkeypatch.setattr(

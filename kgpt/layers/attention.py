@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgpt.layers.dense import Dense, is_jax_on_cpu
+from kgpt.devices import has_accelerator, is_jax_on_cpu
+from kgpt.layers.dense import Dense
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.order import after
@@ -16,6 +17,8 @@ from kgpt.layers.order import after
 # quarter of them, or few. The backward pass makes the weights anew.
 _MIDDLE, _LONG = 256, 1024
 _QUERIES_AT_ONCE = 128
+# From so many slots on, a step of generation may read only the quarters of a cache that are filled.
+_CACHE_IN_QUARTERS = 128
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -127,7 +130,9 @@ class CausalSelfAttention(keras.layers.Layer):
                 for a new cache with just as many slots as there are new positions.
             cache_index: int scalar, or int tensor `(batch,)` for rows that differ. The slot of the
                 first new position.
-            visible: bool tensor `(batch, new, slots)`: which slots a new position sees.
+            visible: bool tensor `(batch, new, seen)`: which of the first `seen` slots a position
+                sees, at least one; the slots after those are seen by nobody. Where `cache_index`
+                is a scalar, no position may see the slots after the last new one.
             position_ids: int tensor `(batch, new)`: the new positions; used if they are rotary.
 
         Returns:
@@ -139,7 +144,10 @@ class CausalSelfAttention(keras.layers.Layer):
         if cache is not None:
             keys = _write(cache[0], keys, cache_index)
             values = _write(cache[1], values, cache_index)
-        attended = _attend_to_cache(query, keys, values, visible)
+        if cache is not None and _reads_by_quarters(query, keys, cache_index):
+            attended = _attend_by_quarters(query, keys, values, visible, cache_index)
+        else:
+            attended = _attend_to_cache(query, keys, values, visible)
         return self._merge(ops.transpose(attended, (0, 2, 1, 3))), (keys, values)
 
     def _project(self, hidden_states, position_ids=None):
@@ -208,16 +216,52 @@ def _write(cache, new, index):
 
 
 def _attend_to_cache(query, keys, values, visible):
-    """Attention of `(batch, heads, new, head_dim)`, to keys and values in slots, dropout aside."""
+    """Attention of `(batch, heads, new, head_dim)`, to the slots of a cache, dropout aside."""
+    seen = visible.shape[-1]
+    if seen != keys.shape[2]:
+        keys, values = keys[:, :, :seen], values[:, :, :seen]
+    visible = ops.expand_dims(visible, 1)
+    if keras.config.backend() == "torch":
+        query, keys, values = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, keys, values))
+        attended = ops.dot_product_attention(query, keys, values, mask=visible)
+        return ops.transpose(attended, (0, 2, 1, 3))
     new = query.shape[2]
     if _is_known(new, _LONG):
         parts = [slice(i, i + _QUERIES_AT_ONCE) for i in range(0, new, _QUERIES_AT_ONCE)]
-        parts = [_attend_to_cache(query[:, :, i], keys, values, visible[:, i]) for i in parts]
+        parts = [_attend_to_cache(query[:, :, i], keys, values, visible[:, 0, i]) for i in parts]
         return ops.concatenate(parts, axis=2)
     query = ops.transpose(query * (1 / math.sqrt(query.shape[-1])), (0, 1, 3, 2))
     # Keys first: the transpose is of the scores then, which are small, and not of the cache.
     scores = ops.transpose(ops.matmul(keys, query), (0, 1, 3, 2))
-    return ops.matmul(_softmax(scores, ops.expand_dims(visible, 1)), values)
+    return ops.matmul(_softmax(scores, visible), values)
+
+
+def _reads_by_quarters(query, keys, index):
+    """Whether XLA on a CPU is to read a cache as far as it is written.
+
+    Its shapes are fixed, so a part for each quarter of the slots is compiled. They pay twice: half
+    of the slots are empty on average; and without them XLA joins the writing of the cache, for one
+    row, with the reading, for which it copies the whole.
+    """
+    is_one = query.shape[2] == 1 and len(getattr(index, "shape", ())) == 0
+    by_xla_on_cpu = keras.config.backend() != "torch" and not has_accelerator()
+    return is_one and by_xla_on_cpu and _is_known(keys.shape[2], _CACHE_IN_QUARTERS)
+
+
+def _attend_by_quarters(query, keys, values, visible, index):
+    """`_attend_to_cache` of the position in slot `index`, without the quarters after it."""
+    ends = quarters(keys.shape[2])
+
+    def attend_up_to(end):
+        return lambda *args: _attend_to_cache(*args, visible[:, :, :end])
+
+    quarter = ops.sum(ops.cast(index >= np.array(ends[:-1], "int32"), "int32"))
+    return ops.switch(quarter, [attend_up_to(end) for end in ends], query, keys, values)
+
+
+def quarters(slots: int) -> list[int]:
+    """Where the quarters of a cache end."""
+    return [slots * quarter // 4 for quarter in (1, 2, 3, 4)]
 
 
 def rotate(x, position_ids):

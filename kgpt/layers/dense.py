@@ -1,9 +1,9 @@
 """A linear map whose weights' gradient suits XLA on a CPU."""
 
-import functools
-
 import keras
 from keras import ops
+
+from kgpt.devices import is_jax_on_cpu
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -30,13 +30,6 @@ class Dense(keras.layers.Dense):
     def quantize(self, mode=None, type_check=True, config=None):
         # Keras refuses all subclasses, lest they compute something else: this one does not.
         super().quantize(mode, type_check=False, config=config)
-
-
-@functools.cache
-def is_jax_on_cpu() -> bool:
-    """Whether XLA computes on a CPU, at Keras's JAX backend."""
-    is_jax = keras.config.backend() == "jax"
-    return is_jax and keras.distribution.list_devices()[0].startswith("cpu")
 
 
 @ops.custom_gradient

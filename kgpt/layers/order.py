@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgpt.layers.dense import is_jax_on_cpu
+from kgpt.devices import is_jax_on_cpu
 
 
 def after(event, x):
