@@ -222,9 +222,10 @@ def _attend_to_cache(query, keys, values, visible):
         keys, values = keys[:, :, :seen], values[:, :, :seen]
     visible = ops.expand_dims(visible, 1)
     if keras.config.backend() == "torch":
-        query, keys, values = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, keys, values))
-        attended = ops.dot_product_attention(query, keys, values, mask=visible)
-        return ops.transpose(attended, (0, 2, 1, 3))
+        from torch.nn.functional import scaled_dot_product_attention
+
+        # Keras's way to it would copy a part of a cache.
+        return scaled_dot_product_attention(query, keys, values, attn_mask=visible)
     new = query.shape[2]
     if _is_known(new, _LONG):
         parts = [slice(i, i + _QUERIES_AT_ONCE) for i in range(0, new, _QUERIES_AT_ONCE)]
