@@ -518,7 +518,8 @@ def _multiply_by_onednn(module):
     """
     import torch
 
-    if has_accelerator() or not torch.backends.mkldnn.is_available():
+    has_onednn = torch.backends.mkldnn.is_available()
+    if has_accelerator() or not has_onednn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
     # TorchScript: tracing has no word for one of the operation's arguments.
     scripted = torch.jit.CompilationUnit(
