@@ -22,13 +22,13 @@ import numpy as np
 from keras import ops, tree
 
 from kgpt.devices import has_accelerator
-from kgpt.layers.attention import quarters
+from kgpt.layers.attention import ends_of_quarters
 
 _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 _SMALLEST_BUCKET = 32
 # From so many slots on, in all rows together, a step on PyTorch reads only the quarters of a cache
 # that are filled. Each has a record of its own, which takes time in the first call.
-_CACHE_IN_QUARTERS = 1024
+_RECORDS_OF_QUARTERS = 1024
 
 
 def generate(
@@ -500,8 +500,8 @@ def _record(step):
         slot = torch.as_tensor(slot, dtype=torch.int32, device=token_ids.device)
         inputs = token_ids, cache, slot
         rows, seen = token_ids.shape[0], _slots(cache)
-        if rows * seen >= _CACHE_IN_QUARTERS and not has_accelerator():
-            seen = next(end for end in quarters(seen) if end > int(slot))
+        if rows * seen >= _RECORDS_OF_QUARTERS and not has_accelerator():
+            seen = next(end for end in ends_of_quarters(seen) if end > int(slot))
         key = rows, _slots(cache), new_slots, seen
         if key not in recorded:
             recorded[key] = record(inputs, new_slots, seen)
@@ -514,7 +514,7 @@ def _record(step):
 def _multiply_by_onednn(module):
     """Has oneDNN make the products with float32 weights on a CPU, in a recorded step.
 
-    PyTorch leaves them to MKL, which for 8 rows took two to three times as long on an AMD EPYC.
+    PyTorch leaves them to MKL, which for 8 rows took about twice as long on an AMD EPYC.
     """
     import torch
 

@@ -83,9 +83,9 @@ def test_greedy_is_the_argmax_up_to_the_last_position():
     assert row == greedy_by_full_passes(lm, [1, 2, 3], 7)
 
 
-@pytest.mark.parametrize("new_slots", [4, 130])
-def test_cached_states_equal_those_of_the_full_forward_pass(new_slots):
-    backbone = make_lm(max_sequence_length=140).backbone
+@pytest.mark.parametrize(("num_layers", "new_slots"), [(2, 4), (1, 130)])
+def test_cached_states_equal_those_of_the_full_forward_pass(num_layers, new_slots):
+    backbone = make_lm(num_layers=num_layers, max_sequence_length=140).backbone
     row = np.random.default_rng(0).integers(0, VOCABULARY, 4 + new_slots).tolist()
     prompt_slots = 6
     tokens, lengths = generation._lay_out([row[:4], [4]], prompt_slots)

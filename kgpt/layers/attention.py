@@ -220,21 +220,21 @@ def _attend_to_cache(query, keys, values, visible):
     seen = visible.shape[-1]
     if seen != keys.shape[2]:
         keys, values = keys[:, :, :seen], values[:, :, :seen]
-    visible = ops.expand_dims(visible, 1)
     if keras.config.backend() == "torch":
         from torch.nn.functional import scaled_dot_product_attention
 
         # Keras's way to it would copy a part of a cache.
+        visible = ops.expand_dims(visible, 1)
         return scaled_dot_product_attention(query, keys, values, attn_mask=visible)
     new = query.shape[2]
     if _is_known(new, _LONG):
         parts = [slice(i, i + _QUERIES_AT_ONCE) for i in range(0, new, _QUERIES_AT_ONCE)]
-        parts = [_attend_to_cache(query[:, :, i], keys, values, visible[:, 0, i]) for i in parts]
+        parts = [_attend_to_cache(query[:, :, i], keys, values, visible[:, i]) for i in parts]
         return ops.concatenate(parts, axis=2)
     query = ops.transpose(query * (1 / math.sqrt(query.shape[-1])), (0, 1, 3, 2))
     # Keys first: the transpose is of the scores then, which are small, and not of the cache.
     scores = ops.transpose(ops.matmul(keys, query), (0, 1, 3, 2))
-    return ops.matmul(_softmax(scores, visible), values)
+    return ops.matmul(_softmax(scores, ops.expand_dims(visible, 1)), values)
 
 
 def _reads_by_quarters(query, keys, index):
@@ -251,7 +251,7 @@ def _reads_by_quarters(query, keys, index):
 
 def _attend_by_quarters(query, keys, values, visible, index):
     """`_attend_to_cache` of the position in slot `index`, without the quarters after it."""
-    ends = quarters(keys.shape[2])
+    ends = ends_of_quarters(keys.shape[2])
 
     def attend_up_to(end):
         return lambda *args: _attend_to_cache(*args, visible[:, :, :end])
@@ -260,7 +260,7 @@ def _attend_by_quarters(query, keys, values, visible, index):
     return ops.switch(quarter, [attend_up_to(end) for end in ends], query, keys, values)
 
 
-def quarters(slots: int) -> list[int]:
+def ends_of_quarters(slots: int) -> list[int]:
     """Where the quarters of a cache end."""
     return [slots * quarter // 4 for quarter in (1, 2, 3, 4)]
 
