@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from kgpt.devices import has_accelerator
+from kgpt.kernels.platform import has_accelerator
 from kgpt.layers.attention import ends_of_quarters
 
 _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")

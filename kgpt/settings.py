@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import keras
 
-from kgpt.devices import has_accelerator
+from kgpt.kernels.platform import has_accelerator
 
 _BACKENDS = ("tensorflow", "torch", "jax")
 

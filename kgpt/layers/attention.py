@@ -7,11 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgpt.devices import has_accelerator, is_jax_on_cpu
+from kgpt.kernels.platform import barrier, has_accelerator, is_jax_on_cpu
 from kgpt.layers.dense import Dense
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
-from kgpt.layers.order import after
 
 # From these lengths on, known when the graph is made, scores are made for some queries at a time: a
 # quarter of them, or few. The backward pass makes the weights anew.
@@ -401,16 +400,16 @@ def attend_in_quarters(query, key, value, padding_mask=None, segment_ids=None, d
             shape = (-1, length, num_heads, head_dim)
             result, upstream = (
                 ops.transpose(ops.reshape(x, shape), (0, 2, 1, 3))
-                for x in (after(upstream, known), upstream)
+                for x in (barrier(known, after=upstream), upstream)
             )
             means = _mean_gradients(result, upstream)
             upstream = event = to_scale(upstream)
             d_query, d_key, d_value = [], [], []
             for part, its_visible, is_kept in zip(quarters, visible, kept, strict=True):
-                q = after(event, query)[:, :, part]  # one quarter after the other
-                k, v = (after(event, x)[:, :, : part.stop] for x in (key, value))
+                q = barrier(query, after=event)[:, :, part]  # one quarter after the other
+                k, v = (barrier(x, after=event)[:, :, : part.stop] for x in (key, value))
                 d_attended = upstream[:, :, part]
-                weights = weights_of(q, k, after(event, its_visible))
+                weights = weights_of(q, k, barrier(its_visible, after=event))
                 d_weights = drop(ops.matmul(d_attended, _transpose(v)), is_kept)
                 d_scores = ops.cast(d_weights, "float32") - means[:, :, part]
                 event = d_scores = ops.cast(ops.cast(weights, "float32") * d_scores, query.dtype)
@@ -609,7 +608,7 @@ def _repeatable_draw(dropout):
     def draw(weights, position):
         offset = position * ops.array([1_000_003, 0], dtype="int32")
         # TensorFlow would draw for ten blocks at once.
-        block_seed = seed + ops.cast(after(weights, offset), seed.dtype)
+        block_seed = seed + ops.cast(barrier(offset, after=weights), seed.dtype)
         with keras.StatelessScope(state_mapping=[(generator.state, block_seed)]):
             return dropout.draw(weights, generator)
 

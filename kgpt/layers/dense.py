@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgpt.devices import is_jax_on_cpu
+from kgpt.kernels.platform import is_jax_on_cpu
 
 
 @keras.saving.register_keras_serializable(package="kgpt")

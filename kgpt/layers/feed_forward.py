@@ -5,9 +5,9 @@ import math
 import keras
 from keras import ops
 
+from kgpt.kernels.platform import barrier
 from kgpt.layers.dense import Dense
 from kgpt.layers.embedding import normal_initializer
-from kgpt.layers.order import after
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -32,7 +32,7 @@ def _gelu_tanh(x):
     def gradient(*args, upstream=None):
         upstream = args[0] if upstream is None else upstream
         if keras.config.backend() == "jax":
-            return _gelu_tanh_and_derivative(after(upstream, x))[1] * upstream
+            return _gelu_tanh_and_derivative(barrier(x, after=upstream))[1] * upstream
         return derivative * upstream
 
     return y, gradient

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgpt.layers.order import after
+from kgpt.kernels.platform import barrier
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -42,7 +42,7 @@ def _normalize(inputs, gain, bias, epsilon):
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
-            normed = ops.cast(after(upstream, kept), "float32")
+            normed = ops.cast(barrier(kept, after=upstream), "float32")
             d_y = ops.cast(upstream, "float32")
             d_normed = d_y * gain
             d_x = d_normed - mean(d_normed) - normed * mean(d_normed * normed)

@@ -1,0 +1,81 @@
+"""What the kernels ask of the backend: its device, an order of computation, a custom gradient."""
+
+import functools
+
+import keras
+from keras import ops
+
+
+@functools.cache
+def has_accelerator() -> bool:
+    """Returns whether the active backend runs on a GPU or TPU."""
+    if keras.config.backend() == "torch":
+        return ops.zeros(()).device.type != "cpu"
+    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
+def is_jax_on_cpu() -> bool:
+    """Returns whether the active backend is JAX on a CPU."""
+    return keras.config.backend() == "jax" and not has_accelerator()
+
+
+def is_static_length(length, at_least: int = 1) -> bool:
+    """Returns whether a length is known when the step is compiled, and at least so large.
+
+    Elsewhere it is None, a tensor, or a symbol of JAX's export.
+    """
+    return isinstance(length, int) and length >= at_least
+
+
+def custom_gradient(function):
+    """`ops.custom_gradient` with one signature on all backends.
+
+    Args:
+        function: takes tensors (no variables: TensorFlow refuses them) and returns its output and a
+            function from the gradient of the output to the gradients of the tensors.
+
+    Returns:
+        The function from the tensors to the output.
+    """
+
+    def with_keyword(*inputs):
+        output, gradient = function(*inputs)
+
+        def keras_gradient(*args, upstream=None):
+            return gradient(args[0] if upstream is None else upstream)
+
+        return output, keras_gradient
+
+    return ops.custom_gradient(with_keyword)
+
+
+def barrier(x, after):
+    """Returns `x`, but not before `after` has been computed: an optimization barrier.
+
+    For backward passes that recompute what the forward pass computed, or that need something else
+    made of its arrays alone, such as a slice. TensorFlow runs each operation as soon as its inputs
+    are there, which would be in the forward pass, and keeps the result. XLA finds that it has
+    computed the same before and keeps that; on TensorFlow it still may. PyTorch runs operations in
+    the order of the program.
+
+    Args:
+        x: tensor.
+        after: float tensor to wait for: in a backward pass, the upstream gradient.
+
+    Returns:
+        `x`.
+    """
+    backend = keras.config.backend()
+    if is_jax_on_cpu():  # where XLA drops barriers before it looks for equal expressions
+        one_entry = after[(slice(1),) * len(after.shape)]
+        return x + ops.cast(ops.any(ops.isnan(one_entry)), x.dtype)  # plus zero
+    if backend == "jax":
+        import jax
+
+        return jax.lax.optimization_barrier((x, after))[0]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.control_dependencies([after]):
+            return tf.identity(x)
+    return x
