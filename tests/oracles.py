@@ -46,7 +46,7 @@ def gradients(function, variables):
     import torch
 
     found = torch.autograd.grad(function(), [v.value for v in variables])
-    return [g.detach().cpu().numpy() for g in found]
+    return [to_numpy(g) for g in found]
 
 
 def assert_same_in_training(theirs, ours, inputs, rtol, atol):

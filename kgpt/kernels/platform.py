@@ -1,22 +1,38 @@
 """What the kernels ask of the backend: its device, an order of computation, a custom gradient."""
 
 import functools
+import re
 
 import keras
 from keras import ops
 
 
 @functools.cache
+def device() -> str:
+    """Returns what the active backend runs on: "cpu", "gpu" (CUDA), "tpu" or the backend's name."""
+    if keras.config.backend() == "torch":
+        name = ops.zeros(()).device.type
+        return "gpu" if name == "cuda" else name
+    names = [name.split(":")[0].lower() for name in keras.distribution.list_devices()]
+    return next((name for name in names if name != "cpu"), "cpu")
+
+
 def has_accelerator() -> bool:
     """Returns whether the active backend runs on a GPU or TPU."""
-    if keras.config.backend() == "torch":
-        return ops.zeros(()).device.type != "cpu"
-    return any(not device.startswith("cpu") for device in keras.distribution.list_devices())
+    return device() != "cpu"
 
 
 def is_jax_on_cpu() -> bool:
     """Returns whether the active backend is JAX on a CPU."""
     return keras.config.backend() == "jax" and not has_accelerator()
+
+
+def cuda_compute_capability() -> tuple[int, int]:
+    """Returns the compute capability of the GPU that JAX runs on; (0, 0) without a CUDA device."""
+    import jax
+
+    found = re.fullmatch(r"(\d+)\.(\d+)", getattr(jax.local_devices()[0], "compute_capability", ""))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def is_static_length(length, at_least: int = 1) -> bool:

@@ -26,8 +26,7 @@ class DecoderBlock(keras.layers.Layer):
     Args:
         num_heads: int. Number of attention heads; must divide the width of the input.
         intermediate_dim: int. Inner width of the feed-forward network.
-        dropout: float in [0, 1). Share dropped of the attention weights and of each sub-layer's
-            output in training.
+        dropout: float in [0, 1). Share dropped of each sub-layer's output in training.
         norm_first: bool. Layer norm before each sub-layer (GPT-2) or after the sum (GPT-1).
         activation: name or function of the feed-forward network; `"gelu_tanh"` is GPT's.
         layer_norm_epsilon: float. Added to the variance.
@@ -36,6 +35,8 @@ class DecoderBlock(keras.layers.Layer):
             `kernel_initializer` if None. GPT-2 scales it by 1/sqrt(2 x layers).
         query_key_norm: bool. RMS norm of each head's queries and keys.
         rotary_positions: bool. Positions turn queries and keys; see `CausalSelfAttention`.
+        attention_dropout: float in [0, 1). Share dropped of the attention weights; `dropout` if
+            None. On a GPU the JAX backend has a fused kernel for 0 only.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
@@ -64,12 +65,14 @@ class DecoderBlock(keras.layers.Layer):
         residual_initializer=None,
         query_key_norm: bool = False,
         rotary_positions: bool = False,
+        attention_dropout: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.norm_first = norm_first
         self.layer_norm_epsilon = layer_norm_epsilon
         self.kernel_initializer = normal_initializer(kernel_initializer)
@@ -81,6 +84,7 @@ class DecoderBlock(keras.layers.Layer):
             output_initializer=self.residual_initializer,
             query_key_norm=query_key_norm,
             rotary_positions=rotary_positions,
+            attention_dropout=attention_dropout,
             dtype=self.dtype_policy,
             name="attention",
         )
@@ -155,4 +159,5 @@ class DecoderBlock(keras.layers.Layer):
             "residual_initializer": keras.initializers.serialize(self.residual_initializer),
             "query_key_norm": self.attention.query_key_norm,
             "rotary_positions": self.attention.rotary_positions,
+            "attention_dropout": self.attention_dropout,
         }

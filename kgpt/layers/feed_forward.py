@@ -1,56 +1,23 @@
 """The position-wise network of a decoder block."""
 
-import math
-
 import keras
 from keras import ops
 
-from kgpt.kernels.platform import barrier
+from kgpt.kernels.gelu import gelu
 from kgpt.layers.dense import Dense
 from kgpt.layers.embedding import normal_initializer
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
 def gelu_tanh(x):
-    """GELU by its tanh approximation, as GPT-1 and GPT-2 have it.
-
-    `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks & Gimpel 2016, section 2).
-
-    PyTorch has one kernel for it. On TensorFlow its derivative is made in the forward pass, by the
-    few operations that the two have in common, and it is all that is kept for the backward pass.
-    On JAX, where XLA makes them cheaply, both passes do, and what is kept is `x`.
-    """
-    if keras.config.backend() == "torch":
-        return keras.activations.gelu(x, approximate=True)
-    return _gelu_tanh(x)
-
-
-@ops.custom_gradient
-def _gelu_tanh(x):
-    y, derivative = _gelu_tanh_and_derivative(x)
-
-    def gradient(*args, upstream=None):
-        upstream = args[0] if upstream is None else upstream
-        if keras.config.backend() == "jax":
-            return _gelu_tanh_and_derivative(barrier(x, after=upstream))[1] * upstream
-        return derivative * upstream
-
-    return y, gradient
-
-
-def _gelu_tanh_and_derivative(x):
-    # 0.5 (1 + tanh(z)) is sigmoid(2 z).
-    scale = 2 * math.sqrt(2 / math.pi)
-    cubic = (0.044715 * scale) * ops.square(x)
-    gate = ops.sigmoid(x * (cubic + scale))
-    y = x * gate
-    return y, gate + y * (1 - gate) * (3 * cubic + scale)
+    """Returns GELU by its tanh approximation, GPT's activation; see `kgpt.kernels.gelu`."""
+    return gelu(x)
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
 def relu_squared(x):
-    """`max(x, 0)^2` (So et al. 2021, section 4.1)."""
-    return keras.ops.square(keras.ops.relu(x))
+    """Returns `max(x, 0)^2` (So et al. 2021, section 4.1)."""
+    return ops.square(ops.relu(x))
 
 
 _ACTIVATIONS = {"gelu_tanh": gelu_tanh, "relu_squared": relu_squared}

@@ -7,6 +7,7 @@ import keras
 
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
+from kgpt.layers.padding import FromRightPadding, ToRightPadding
 
 _GPT1 = {
     "vocabulary_size": 40478,
@@ -66,8 +67,7 @@ class GPTBackbone(keras.Model):
         num_heads: int. Number of attention heads; must divide `hidden_dim`.
         hidden_dim: int. Width of the hidden states.
         intermediate_dim: int. Inner width of the feed-forward networks; 4 x `hidden_dim` if None.
-        dropout: float in [0, 1). Used on the embedding, the attention weights and each
-            sub-layer's output.
+        dropout: float in [0, 1). Used on the embedding and each sub-layer's output.
         max_sequence_length: int. Length of the longest sequence; the number of learned positions.
         norm_first: bool. True is GPT-2's block, False is GPT-1's; see `DecoderBlock`.
         activation: name or function in the feed-forward networks; `"gelu_tanh"` is GPT's.
@@ -78,6 +78,8 @@ class GPTBackbone(keras.Model):
             vectors in the embedding; see `kgpt.layers.attention.rotate`.
         zero_init_residual: bool. Whether the maps that end in the residual stream start at 0, so
             that each block starts as the identity (Goyal et al. 2017, section 5.1).
+        attention_dropout: float in [0, 1). Used on the attention weights; `dropout` if None. Set
+            it to 0 to train on a GPU on the JAX backend, whose fused attention has no dropout.
         **kwargs: `name`, `trainable`, and `dtype`: a dtype policy such as `"mixed_bfloat16"`.
 
     Call arguments:
@@ -115,6 +117,7 @@ class GPTBackbone(keras.Model):
         query_key_norm: bool = False,
         rotary_positions: bool = False,
         zero_init_residual: bool = False,
+        attention_dropout: float | None = None,
         dtype=None,
         **kwargs,
     ):
@@ -165,6 +168,7 @@ class GPTBackbone(keras.Model):
                 residual_initializer=residual_initializer,
                 query_key_norm=query_key_norm,
                 rotary_positions=rotary_positions,
+                attention_dropout=attention_dropout,
                 dtype=policy,
                 name=f"decoder_block_{i}",
             )
@@ -178,11 +182,16 @@ class GPTBackbone(keras.Model):
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask", optional=True)
         segment_ids = keras.Input((None,), dtype="int32", name="segment_ids", optional=True)
-        h = embedding(token_ids, segment_ids=segment_ids)
+        # Padding is moved to the end of each row once, for all blocks, and back at the end.
+        to_right = [ToRightPadding(name=f"{name}_to_right_padding") for name in ("ids", "segments")]
+        ids = to_right[0](token_ids, padding_mask)
+        segments = to_right[1](segment_ids, padding_mask)
+        h = embedding(ids, segment_ids=segments)
         for block in decoder_blocks:
-            h = block(h, padding_mask=padding_mask, segment_ids=segment_ids)
+            h = block(h, segment_ids=segments)
         if final_norm is not None:
             h = final_norm(h)
+        h = FromRightPadding(dtype=policy, name="from_right_padding")(h, padding_mask)
         super().__init__(
             inputs={
                 "token_ids": token_ids,
@@ -211,6 +220,7 @@ class GPTBackbone(keras.Model):
         self.query_key_norm = query_key_norm
         self.rotary_positions = rotary_positions
         self.zero_init_residual = zero_init_residual
+        self.attention_dropout = attention_dropout
         self.lora_rank = None
         self.lora_alpha = None
 
@@ -379,6 +389,7 @@ class GPTBackbone(keras.Model):
             "query_key_norm": self.query_key_norm,
             "rotary_positions": self.rotary_positions,
             "zero_init_residual": self.zero_init_residual,
+            "attention_dropout": self.attention_dropout,
             "quantization": quantization_config(self),
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
