@@ -20,16 +20,19 @@ class Settings(NamedTuple):
         dtype: str. The policy for `keras.config.set_dtype_policy`, before the model is made.
         jit_compile: bool or "auto", for `compile`.
         why: str. The reason, and what it rests on.
+        attention_dropout: float or None, for `kgpt.GPTBackbone`: 0 where only attention without
+            dropout has a fused kernel, else None, the backbone's default.
     """
 
     backend: str
     dtype: str
     jit_compile: bool | str
     why: str
+    attention_dropout: float | None = None
 
 
 def fastest_settings(backend: str | None = None) -> Settings:
-    """The settings that train fastest on this machine; nothing is changed.
+    """Returns the settings that train fastest on this machine; nothing is changed.
 
     They follow from measurements on processors of three kinds: with matrix units for bfloat16
     (Intel's AMX), with bfloat16 in their vector units (AVX-512 BF16), and all others. Your model is
@@ -40,7 +43,7 @@ def fastest_settings(backend: str | None = None) -> Settings:
             on an accelerator, the one that runs.
 
     Returns:
-        `Settings`: backend, dtype, jit_compile, why.
+        `Settings`: backend, dtype, jit_compile, why, attention_dropout.
 
     Raises:
         ValueError: if there is no such backend.
@@ -48,7 +51,10 @@ def fastest_settings(backend: str | None = None) -> Settings:
     Example:
         settings = kgpt.recipes.fastest_settings(keras.config.backend())
         keras.config.set_dtype_policy(settings.dtype)
-        lm = kgpt.CausalLM(kgpt.GPTBackbone(...))
+        backbone = kgpt.GPTBackbone.from_preset(
+            "gpt_mini", attention_dropout=settings.attention_dropout
+        )
+        lm = kgpt.CausalLM(backbone)
         lm.compile(jit_compile=settings.jit_compile)
     """
     if backend not in (None, *_BACKENDS):
@@ -74,12 +80,19 @@ def fastest_settings(backend: str | None = None) -> Settings:
 
 
 def _on_accelerator(backend: str) -> Settings:
+    attention = {
+        "jax": "JAX has a fused attention kernel for 16-bit precision without dropout of the "
+        "attention weights: set attention_dropout=0 in GPTBackbone.",
+        "torch": "PyTorch has a fused attention kernel, dropout included.",
+        "tensorflow": "TensorFlow has no fused attention kernel.",
+    }
     return Settings(
         backend,
         "mixed_bfloat16",
         "auto",
-        "An accelerator has matrix units for bfloat16. Which backend is the fastest there has not "
-        "been measured: `python benchmarks/gpu.py` does it.",
+        "A GPU or TPU has matrix units for bfloat16. Which backend is the fastest there has not "
+        f"been measured: `python benchmarks/gpu.py` does it. {attention[backend]}",
+        0.0 if backend == "jax" else None,
     )
 
 
@@ -112,13 +125,13 @@ def _with_bfloat16_vectors(backend: str) -> Settings:
 
 
 def _first_installed(*backends: str) -> str:
-    """The first one that is there; TensorFlow comes with kgpt."""
+    """Returns the first one that is installed; TensorFlow comes with kgpt."""
     found = (name for name in backends if importlib.util.find_spec(name))
     return next(found, keras.config.backend())
 
 
 def _processor_flags() -> set[str]:
-    """What the processor can do, by Linux's names; nothing where there is no such list."""
+    """Returns the processor's features by Linux's names; an empty set on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

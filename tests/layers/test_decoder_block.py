@@ -165,6 +165,19 @@ def test_fully_masked_rows_are_finite_in_every_dtype(policy, norm_first):
     )
 
 
+def test_dropout_of_attention_weights_can_differ_from_that_of_the_sub_layers():
+    def drops(**options):
+        block = make_block(**options)
+        trained, plain = (to_numpy(block(HIDDEN_STATES, training=t)) for t in (True, False))
+        return not np.array_equal(trained, plain)
+
+    assert drops(dropout=0.0, attention_dropout=0.5)
+    assert not drops(dropout=0.0, attention_dropout=0.0)
+    assert make_block(dropout=0.5).attention.dropout == 0.5
+    assert make_block(dropout=0.5, attention_dropout=0.0).attention.dropout == 0.0
+    assert make_block(attention_dropout=0.25).get_config()["attention_dropout"] == 0.25
+
+
 @pytest.mark.parametrize("sub_layer", ["attention", "feed_forward"])
 def test_dropout_leaves_its_share_of_each_sub_layers_output_out_in_training(sub_layer):
     # Both sub-layers give 0 but for one, which gives 1 everywhere.
