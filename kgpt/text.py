@@ -1,4 +1,4 @@
-"""Text files, folders and strings -> documents: what tokenizers and corpora are made from."""
+"""Files, folders and strings -> documents, the input of tokenizers and corpora."""
 
 import codecs
 import os
@@ -6,37 +6,40 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_WORD_END = re.compile(r"(?s:.*)\S(?=[ \t\r\n])")  # greedy: the last one in the text
+_WORD_END = re.compile(r"(?s:.*)\S(?=[ \t\r\n])")  # greedy: the last word of the text
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,7}$")
 
 
 def documents(
     files_or_texts: str | os.PathLike | Iterable[str | os.PathLike], errors: str = "strict"
 ) -> Iterator[str]:
-    r"""Read documents from files, folders and texts, in bounded memory.
+    r"""Yields documents from files, folders and texts, in bounded memory.
 
     A `pathlib.Path` is a file (one document) or a folder (all text files below it, in sorted
-    order; hidden and binary ones are left out). A `str` that names an existing file or folder
-    is read like a `Path`; any other `str` is a text, one document. A `str` with a newline in it
-    is always a text.
+    order, without hidden and binary ones). A `str` that names an existing file or folder is read
+    like a `Path`; any other `str` is a text, one document. A `str` with a newline in it is always
+    a text.
 
-    Characters are kept as they are in the file: `"\r\n"` stays `"\r\n"`, and only a byte order
-    mark at the start is dropped. Empty files and texts are skipped. A document of more than
-    about 2 million characters comes in several pieces; `document_pieces` tells where each
-    document ends.
+    Characters are unchanged: `"\r\n"` stays `"\r\n"`, and only a byte order mark at the start of
+    a file is removed. Empty files and texts are skipped. A document of more than about 2 million
+    characters is yielded in several pieces; `document_pieces` marks the end of each document.
 
     Args:
         files_or_texts: a path, a text, or an iterable (list, generator ...) of them.
-        errors: `"strict"` or `"replace"`. What to do with bytes that are not UTF-8: raise, or
-            read them as the replacement character U+FFFD.
+        errors: `"strict"` or `"replace"`. Whether bytes that are not UTF-8 raise, or are read as
+            the replacement character U+FFFD.
 
     Yields:
         str, never empty.
 
     Raises:
         FileNotFoundError: for a path that does not exist, and for a `str` that looks like one.
-        ValueError: for bytes that are not UTF-8 (with file and byte offset), or if there is no
+        ValueError: for bytes that are not UTF-8 (with file and byte offset), and if there is no
             text at all.
+
+    Example:
+        for document in kgpt.text.documents(["books/", "One more document."]):
+            print(len(document))
     """
     for piece, _ in document_pieces(files_or_texts, errors):
         yield piece
@@ -47,24 +50,24 @@ def document_pieces(
     errors: str = "strict",
     piece_length: int = 2**21,
 ) -> Iterator[tuple[str, bool]]:
-    r"""Read documents as `documents` does, and tell where each one ends.
+    r"""Yields the pieces of documents, and whether a piece is the last one of its document.
 
-    A long document is cut just before white space that follows another character. GPT-2's
-    split pattern begins a new word there in any case, so the tokens of the pieces are the
-    tokens of the document. Text without such a place is cut after `8 * piece_length`
-    characters wherever that falls.
+    A long document is split just before white space that follows another character. GPT-2's
+    split pattern always begins a new word there, so the tokens of the pieces are the tokens of
+    the document. Text without such a place is split after `8 * piece_length` characters.
 
     Args:
-        files_or_texts: a path, a text, or an iterable of them; see `documents`.
-        errors: `"strict"` or `"replace"`.
-        piece_length: int. About how many characters a piece of a long document has.
+        files_or_texts: a path, a text, or an iterable of them, as for `documents`.
+        errors: `"strict"` or `"replace"`. Whether bytes that are not UTF-8 raise, or are read as
+            the replacement character U+FFFD.
+        piece_length: int. Approximate number of characters in a piece of a long document.
 
     Yields:
-        `(text, ends_document)`: a piece, and whether it is the last one of its document.
+        `(text, ends_document)`: str, never empty, and bool.
 
     Raises:
-        FileNotFoundError: as `documents`.
-        ValueError: as `documents`.
+        FileNotFoundError: for a path that does not exist, and for a `str` that looks like one.
+        ValueError: for bytes that are not UTF-8, and if there is no text at all.
     """
     if errors not in ("strict", "replace"):
         raise ValueError(f'errors must be "strict" or "replace". Received: errors={errors!r}.')
@@ -77,7 +80,7 @@ def document_pieces(
                 yield piece
     if not found_text:
         raise ValueError(
-            f"There is no text to read. Received: files_or_texts={_shorten(files_or_texts)}. "
+            f"There is no text to read. Received: files_or_texts={shorten(files_or_texts)}. "
             "Try the path of a UTF-8 text file, a folder of them, or a list of texts."
         )
 
@@ -89,12 +92,12 @@ def _items(files_or_texts) -> Iterable:
         return files_or_texts
     raise ValueError(
         "files_or_texts must be a path, a text, or an iterable of them. "
-        f"Received: {_shorten(files_or_texts)} of type {type(files_or_texts).__name__}."
+        f"Received: {shorten(files_or_texts)} of type {type(files_or_texts).__name__}."
     )
 
 
 def _sources(item) -> Iterator[str | Path]:
-    """The text itself, or the files behind a path."""
+    """Yields the text itself, or the files of a path."""
     if isinstance(item, str):
         if "\n" in item or not (os.path.exists(item) or _looks_like_a_path(item)):
             yield item
@@ -102,7 +105,7 @@ def _sources(item) -> Iterator[str | Path]:
     elif not isinstance(item, os.PathLike):
         raise ValueError(
             "Each document must be a pathlib.Path or a str. "
-            f"Received: {_shorten(item)} of type {type(item).__name__}."
+            f"Received: {shorten(item)} of type {type(item).__name__}."
         )
     path = Path(item)
     if path.is_dir():
@@ -170,7 +173,7 @@ def _chunks_of_text(text: str, errors: str, length: int) -> Iterator[str]:
         except UnicodeEncodeError as error:  # half of a surrogate pair
             if errors == "strict":
                 raise ValueError(
-                    f"The text is not valid Unicode: {error.reason}. Received: {_shorten(text)}, "
+                    f"The text is not valid Unicode: {error.reason}. Received: {shorten(text)}, "
                     f"with {text[start + error.start]!r} at character {start + error.start}. "
                     'Try errors="replace".'
                 ) from error
@@ -187,7 +190,7 @@ def _pieces(chunks: Iterable[str], length: int) -> Iterator[tuple[str, bool]]:
         if word_end := _WORD_END.match(rest):
             cut = word_end.end()
         elif len(rest) >= 8 * length:
-            cut = len(rest) - 1  # one character stays, so that the last piece is never empty
+            cut = len(rest) - 1  # leaves a character, so that the last piece is never empty
         else:
             continue
         yield rest[:cut], False
@@ -196,6 +199,7 @@ def _pieces(chunks: Iterable[str], length: int) -> Iterator[tuple[str, bool]]:
         yield rest, True
 
 
-def _shorten(value, limit: int = 80) -> str:
+def shorten(value, limit: int = 80) -> str:
+    """Returns the beginning of a value's `repr`, for error messages."""
     text = repr(value[:limit] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= limit else text[:limit] + "..."

@@ -11,7 +11,8 @@ from kgpt.convert import configs
 from kgpt.convert.weights import find_tensors, import_extra, read_weights, write_weights
 from kgpt.layers.embedding import starting_at_zero
 from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
-from kgpt.tokenizer import Tokenizer, _gpt1_rules
+from kgpt.tokenizer import Tokenizer
+from kgpt.tokenizer.gpt1_words import gpt1_rules
 
 _FILES = [
     "config.json",
@@ -243,7 +244,7 @@ def _write_tokenizer(folder, tokenizer, max_sequence_length):
 
     rust = RustTokenizer.from_str(tokenizer.get_config()["tokenizer_json"])
     if tokenizer.exact:
-        rust.normalizer = _gpt1_rules()
+        rust.normalizer = gpt1_rules()
     rust.save(str(folder / "tokenizer.json"))
     ids = sorted(rust.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
     merges = json.loads(rust.to_str())["model"]["merges"]

@@ -1,4 +1,7 @@
-"""GPT-2 from and to keras-hub."""
+"""GPT-2, and tokenizers of its style, from and to keras-hub."""
+
+import functools
+import json
 
 from keras import ops
 
@@ -16,21 +19,21 @@ _OPTIONS = (
     "dropout",
     "max_sequence_length",
 )
-_EPSILON = 1e-5  # keras-hub's GPT-2 has no other
+_EPSILON = 1e-5  # fixed in keras-hub's GPT-2
 
 
 def from_keras_hub(model):
-    """Makes a model of keras-hub's GPT-2, with copies of its weights.
+    """Returns a keras-hub GPT-2 as a kgpt model, with copies of its weights.
 
     Args:
         model: a `keras_hub.models.GPT2Backbone`, or a `keras_hub.models.GPT2CausalLM`, whose
-            tokenizer comes along if it has one.
+            tokenizer is converted too if it has one.
 
     Returns:
         `GPTBackbone`, or `CausalLM` with its `backbone` and `tokenizer`.
 
     Raises:
-        ValueError: for other models, and for quantized weights.
+        ValueError: for other models, and if weights are quantized.
         ImportError: if keras-hub is not installed.
 
     Example:
@@ -41,7 +44,7 @@ def from_keras_hub(model):
     theirs = model.backbone if is_lm else model
     if not isinstance(theirs, models.GPT2Backbone):
         raise ValueError(
-            "Only a GPT2Backbone or GPT2CausalLM of keras-hub can be read. "
+            "Only keras-hub's GPT2Backbone and GPT2CausalLM can be converted. "
             f"Received: a {type(model).__name__}."
         )
     _check_plain(theirs)
@@ -60,24 +63,24 @@ def from_keras_hub(model):
 
 
 def _tokenizer(theirs):
-    made = {merge.replace(" ", "") for merge in theirs.merges}
-    special = [token for token in theirs.vocabulary if len(token) > 1 and token not in made]
+    merged = {merge.replace(" ", "") for merge in theirs.merges}
+    special = [token for token in theirs.vocabulary if len(token) > 1 and token not in merged]
     special = sorted(special, key=theirs.vocabulary.get)
     return make_tokenizer(dict(theirs.vocabulary), theirs.merges, "gpt2", special)
 
 
 def to_keras_hub(model):
-    """Makes keras-hub's GPT-2 of a model, with copies of its weights.
+    """Returns a model as a keras-hub GPT-2, with copies of its weights.
 
     Args:
-        model: a `GPTBackbone`, or a `CausalLM`, whose tokenizer becomes the preprocessor's if it is
-            of GPT-2's style.
+        model: a `GPTBackbone`, or a `CausalLM`, whose tokenizer is converted too if it is of
+            GPT-2's style.
 
     Returns:
         `keras_hub.models.GPT2Backbone`, or `keras_hub.models.GPT2CausalLM`.
 
     Raises:
-        ValueError: for other models, and for what keras-hub's GPT-2 can't represent.
+        ValueError: for other models, and for options that keras-hub's GPT-2 lacks.
         ImportError: if keras-hub is not installed.
 
     Example:
@@ -110,7 +113,7 @@ def _import_keras_hub():
         import keras_hub
     except ImportError as error:
         raise ImportError(
-            "Exchange with keras-hub needs keras-hub, which is not installed. "
+            "Conversion from and to keras-hub needs keras-hub, which is not installed. "
             "Try: pip install keras-hub"
         ) from error
     return keras_hub
@@ -122,7 +125,7 @@ def _check_plain(backbone):
         raise ValueError(
             "Quantized weights can't be converted. "
             f"Received: a backbone where {len(quantized)} layers are quantized, {quantized[0]} "
-            "among them. Convert first, and quantize what comes out."
+            "among them. Convert first, then quantize the result."
         )
 
 
@@ -139,7 +142,7 @@ def _check_is_gpt2(backbone):
 
 
 def _pairs(ours, theirs):
-    """Each weight of ours as `(layer, attribute)`, and those of theirs that it consists of."""
+    """Returns pairs of a weight of ours, `(layer, attribute)`, and the weights of theirs in it."""
     pairs = [
         ((ours.token_embedding, "embeddings"), [(theirs.token_embedding, "embeddings")]),
         (
@@ -172,8 +175,69 @@ def _pairs(ours, theirs):
 def _preprocessor(models, tokenizer, sequence_length):
     if tokenizer is None or tokenizer.style != "gpt2" or tokenizer.end_of_text_id is None:
         return None
-    parts = tokenizer.to_keras_hub()  # checks that keras-hub can do it
+    parts = tokenizer.to_keras_hub()  # raises for what keras-hub lacks
     return models.GPT2CausalLMPreprocessor(
         models.GPT2Tokenizer(vocabulary=parts.vocabulary, merges=parts.merges),
         sequence_length=sequence_length,
     )
+
+
+# === Tokenizers ===
+
+
+def tokenizer_to_keras_hub(tokenizer):
+    """Returns a tokenizer as a keras-hub layer, for use inside `tf.data`.
+
+    Args:
+        tokenizer: `kgpt.Tokenizer` of GPT-2's style.
+
+    Returns:
+        `keras_hub.tokenizers.BytePairTokenizer`.
+
+    Raises:
+        ValueError: for styles other than `"gpt2"`, and split patterns other than GPT-2's.
+        ImportError: if keras-hub is not installed.
+    """
+    parts = json.loads(tokenizer.get_config()["tokenizer_json"])
+    splits = parts["pre_tokenizer"] or {}
+    is_gpt2s = splits.get("use_regex") and not splits.get("add_prefix_space")
+    if tokenizer.style != "gpt2" or not is_gpt2s or parts["normalizer"]:
+        raise ValueError(
+            "keras-hub supports byte-level BPE with GPT-2's split pattern only. Received: "
+            f"style={tokenizer.style!r}, pre_tokenizer={splits.get('type')}. "
+            "Try kgpt.data.write_tokens, which encodes before tf.data."
+        )
+    ids = parts["model"]["vocab"] | {t["content"]: t["id"] for t in parts["added_tokens"]}
+    make = _tokenizer_class(_import_keras_hub().tokenizers.BytePairTokenizer)
+    return make(
+        vocabulary=dict(sorted(ids.items(), key=lambda item: item[1])),
+        merges=[" ".join(pair) for pair in parts["model"]["merges"]],
+        unsplittable_tokens=[],
+    )
+
+
+@functools.cache
+def _tokenizer_class(base):
+    import tensorflow as tf
+
+    class GPT2BytePairTokenizer(base):
+        """keras-hub's tokenizer, with GPT-2's two tokens for an empty line before text.
+
+        keras-hub's own class never splits a run of line breaks, as Llama 3 does not; GPT-2's
+        pattern joins the last one to the text that follows. Hence texts are cut there first.
+        """
+
+        def tokenize(self, inputs):
+            texts = tf.convert_to_tensor(inputs)
+            ids = self._tokenize_flat(tf.reshape(texts, [-1]))
+            return ids[0] if texts.shape.rank == 0 else ids
+
+        # A graph even outside tf.data: there keras-hub would split by Llama 3's pattern.
+        @tf.function(input_signature=[tf.TensorSpec([None], "string")])
+        def _tokenize_flat(self, texts):
+            cut = tf.strings.regex_replace(texts, r"(\s)\n(\S)", "\\1\uffff\n\\2")
+            pieces = tf.strings.split(cut, "\uffff")  # (batch, pieces)
+            ids = super().tokenize(pieces.flat_values)  # (all pieces, length)
+            return tf.RaggedTensor.from_row_splits(ids, pieces.row_splits).merge_dims(1, 2)
+
+    return GPT2BytePairTokenizer

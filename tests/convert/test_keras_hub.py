@@ -104,6 +104,47 @@ def test_a_tokenizer_becomes_the_preprocessors(keras_hub):
     assert theirs.sequence_length == 11
 
 
+@pytest.fixture(scope="module")
+def gpt2(reference_data):
+    folder = reference_data / "vocab/gpt2"
+    return kgpt.Tokenizer.from_vocabulary(folder / "encoder.json", folder / "vocab.bpe")
+
+
+def test_a_tokenizer_gives_the_same_ids_inside_tf_data(gpt2):
+    import tensorflow as tf
+
+    texts = [
+        "Hello world, it's 2024 and I'M 12345 years old!",
+        "one\ntwo\n\nthree\n\n\n  four\r\n\r\nfive\n \nsix\n\n",
+        "  many   spaces \t and\ttabs  ",
+        "na\u00efve \u4e2d\u6587 \U0001f600\u0928\u0940 \u00a0x",
+        "<|endoftext|> is text",
+        "",
+    ]
+
+    layer = gpt2.to_keras_hub()
+
+    rows = tf.data.Dataset.from_tensor_slices(texts).map(layer)
+    assert [row.numpy().tolist() for row in rows] == gpt2.encode_batch(texts)
+    batch = next(iter(tf.data.Dataset.from_tensor_slices(texts).batch(6).map(layer)))
+    assert batch.to_list() == gpt2.encode_batch(texts)
+    assert [layer(text).numpy().tolist() for text in texts] == gpt2.encode_batch(texts)
+
+
+def test_a_tokenizer_of_gpt1s_style_is_refused():
+    gpt1 = kgpt.Tokenizer.train(TEXTS, 50, style="gpt1", exact=False)
+
+    with pytest.raises(ValueError, match=r"GPT-2's split pattern only.*style='gpt1'"):
+        gpt1.to_keras_hub()
+
+
+def test_a_tokenizer_without_keras_hub_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+
+    with pytest.raises(ImportError, match="pip install keras-hub"):
+        kgpt.Tokenizer.train(TEXTS, 275).to_keras_hub()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
