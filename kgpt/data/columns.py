@@ -1,0 +1,199 @@
+"""Columns of texts, labels and targets, checked and converted.
+
+A column is a list, a numpy array, a pandas column or a column of a Hugging Face dataset.
+"""
+
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+
+def check_columns(**columns):
+    """Raises ValueError unless the columns have items, and the same number of them.
+
+    `labels` and `targets` may be None.
+    """
+    lengths = {
+        name: _length(name, column)
+        for name, column in columns.items()
+        if not (column is None and name in ("labels", "targets"))
+    }
+    if len(set(lengths.values())) > 1:
+        received = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ValueError(f"All columns must have the same length. Received: {received}.")
+    if 0 in lengths.values():
+        raise ValueError(
+            f"The columns must have at least one example. Received: no {next(iter(lengths))}."
+        )
+
+
+def _length(name: str, column) -> int:
+    is_table = isinstance(column, Mapping) or hasattr(column, "columns")
+    if isinstance(column, str) or is_table or not hasattr(column, "__len__"):
+        raise ValueError(
+            f"{name} must be a list, an array or one column, with an item for each example. "
+            f"Received: {str(column)[:50]!r}, a {type(column).__name__}."
+        )
+    return len(column)
+
+
+# === Texts ===
+
+
+def read_texts(name: str, texts) -> list[str]:
+    """Returns a column of texts as a list.
+
+    Raises:
+        ValueError: for a single text, and for items that are not str.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ValueError(f"{name} must be a list of texts. Received: {texts!r:.50}.")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{name} must be texts, of type str. Received: {text!r} at index {i}. "
+                "Remove examples without a text, or use an empty text."
+            )
+    return texts
+
+
+def read_texts_or_pairs(texts) -> list:
+    """Returns texts as a list of str, or pairs of texts as a list of tuples.
+
+    Raises:
+        ValueError: for other items, and for a mixture of texts and pairs.
+    """
+    if isinstance(texts, str) or len(texts) == 0 or isinstance(next(iter(texts)), str):
+        return read_texts("texts", texts)
+    pairs = []
+    for i, pair in enumerate(texts):
+        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
+            raise ValueError(
+                "texts must be either all texts or all pairs (first, second) of texts. "
+                f"Received: {pair!r} at index {i}."
+            )
+        pairs.append(tuple(read_texts(f"texts[{i}]", pair)))
+    return pairs
+
+
+def read_choices(choices) -> list[list[str]]:
+    """Returns the choices of each example as lists of str.
+
+    Raises:
+        ValueError: unless all examples have the same number of choices, at least 2.
+    """
+    choices = [read_texts(f"choices[{i}]", of_one) for i, of_one in enumerate(choices)]
+    num_choices = len(choices[0])
+    for i, of_one in enumerate(choices):
+        if len(of_one) != num_choices or num_choices < 2:
+            raise ValueError(
+                "All examples must have the same number of choices, at least 2. "
+                f"Received: {num_choices} for the first example and {len(of_one)} for example {i}. "
+                "Try separate data for each number of choices."
+            )
+    return choices
+
+
+# === Labels and targets ===
+
+
+def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] | None]:
+    """Returns labels as int32 `(examples,)`, and the names of the classes.
+
+    Raises:
+        ValueError: for missing labels, labels that are neither ints nor names, and labels outside
+            the classes.
+    """
+    class_names = None if class_names is None else [str(name) for name in class_names]
+    if labels is None:
+        return None, class_names
+    labels = list(labels)
+    _check_label_types(labels)
+    if isinstance(labels[0], str):
+        class_names = sorted(set(labels)) if class_names is None else class_names
+        numbers_of = {name: number for number, name in enumerate(class_names)}
+        for i, label in enumerate(labels):
+            if label not in numbers_of:
+                raise ValueError(
+                    "Each label must be one of class_names. "
+                    f"Received: {label!r} at index {i}, class_names={class_names}."
+                )
+        labels = [numbers_of[label] for label in labels]
+    array = np.array(labels).astype("int64")
+    upper = np.inf if class_names is None else len(class_names)
+    wrong = (array < 0) | (array >= upper)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        expected = "at least 0" if class_names is None else f"at least 0 and less than {upper}"
+        raise ValueError(f"labels must be {expected}. Received: {labels[i]} at index {i}.")
+    return array.astype("int32"), class_names
+
+
+def _check_label_types(labels: list):
+    for i, label in enumerate(labels):
+        if _is_missing(label):
+            raise ValueError(
+                f"Each example needs a label. Received: {label!r} at index {i}. Remove "
+                "examples without a label; labels=None is for texts to predict."
+            )
+    for i, label in enumerate(labels):
+        if not isinstance(label, str | numbers.Integral | np.bool_):
+            raise ValueError(
+                "labels must be ints from 0, or names of classes. "
+                f"Received: {label!r}, a {type(label).__name__}, at index {i}. "
+                "For numbers to predict, use kgpt.data.regression."
+            )
+        if isinstance(label, str) != isinstance(labels[0], str):
+            raise ValueError(
+                "labels must be all ints or all names. "
+                f"Received: {labels[0]!r} at index 0 and {label!r} at index {i}."
+            )
+
+
+def _is_missing(value) -> bool:
+    # pandas has three kinds of missing values: each is NA, or differs from itself.
+    return value is None or type(value).__name__ == "NAType" or np.all(value != value)
+
+
+def read_choice_labels(labels, num_choices: int) -> np.ndarray | None:
+    """Returns the numbers of the right choices as int32 `(examples,)`.
+
+    Raises:
+        ValueError: for missing labels, and labels outside the choices.
+    """
+    labels, _ = read_labels(labels)
+    if labels is not None and labels.max() >= num_choices:
+        i = int(np.argmax(labels >= num_choices))
+        raise ValueError(
+            "labels must be the numbers of the right choices, from 0. "
+            f"Received: {labels[i]} for example {i}, which has {num_choices} choices."
+        )
+    return labels
+
+
+def read_targets(targets) -> np.ndarray | None:
+    """Returns targets as float32 `(examples, outputs)`.
+
+    Raises:
+        ValueError: for rows of unequal length, and for targets that are not finite.
+    """
+    if targets is None:
+        return None
+    try:
+        array = np.array([np.asarray(row, "float64") for row in targets], "float64")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "targets must be numbers, or rows of numbers of the same length. "
+            f"Received: {list(targets)[:3]!r} ... ({error})."
+        ) from error
+    array = array.reshape(len(array), -1)
+    wrong = ~(np.abs(array) <= np.finfo("float32").max).all(axis=1)
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise ValueError(
+            f"targets must be finite float32 numbers. Received: {array[i].tolist()} at index {i}. "
+            "Remove examples without a target."
+        )
+    return array.astype("float32")

@@ -1,0 +1,171 @@
+"""Labelled sequences -> batches of similar length."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+
+from kgpt.data.batches import ResumableBatches, check_batching
+
+_SHORTEST_BUCKET = 16
+
+
+class TaskBatches(ResumableBatches):
+    """Batches of labelled sequences, as the functions in `kgpt.data` return them.
+
+    A batch has examples of similar length. It is padded at the right to the shortest length that
+    fits out of a few, each of which costs one compilation: the longest example rounded up to a
+    multiple of 8 (at most `sequence_length`), a half of that, a quarter, down to 16.
+
+    Each pass visits every example once; the last batch may be smaller. With a seed, each pass has
+    another random order, the same in every run. Without one, the order is by length; `predict`
+    returns its rows in the order of the texts all the same.
+
+    Each batch is `(x, labels)`, or `(x,)` without labels. `x` has `"token_ids"` (int32) and
+    `"padding_mask"` (bool), `(batch, length)`, or `(batch, sequences, length)` if examples have
+    several sequences. Labels are int32 `(batch,)`, targets float32 `(batch, outputs)`.
+
+    Attributes:
+        labels: all labels or targets in the order of the texts, or None.
+        class_names: list of str, or None.
+        both_orders: bool. Whether pairs are read in both orders.
+        sequences_per_example: int. Number of sequences in an example.
+        sequence_length: int. Maximum number of tokens in a sequence.
+    """
+
+    def __init__(
+        self,
+        sequences: list[list[list[int]]],
+        labels: np.ndarray | None,
+        batch_size: int,
+        sequence_length: int,
+        seed: int | None,
+        repeat: bool = False,
+        class_names: list[str] | None = None,
+        both_orders: bool = False,
+    ):
+        super().__init__(repeat)
+        check_batching(seed, sequence_length=sequence_length, batch_size=batch_size)
+        self.labels = labels
+        self.class_names = class_names
+        self.both_orders = both_orders
+        self.sequence_length = sequence_length
+        self._batch_size, self._seed = batch_size, seed
+        self.sequences_per_example = len(sequences[0])
+        self._has_sequence_axis = self.sequences_per_example > 1
+        self._tokens = np.concatenate(
+            [np.array(ids, "int32") for example in sequences for ids in example]
+        )
+        lengths = [[len(ids) for ids in example] for example in sequences]
+        self._lengths = np.array(lengths)  # (examples, sequences)
+        ends = np.cumsum(self._lengths.reshape(-1)).reshape(self._lengths.shape)
+        self._starts = ends - self._lengths
+        self._longest = self._lengths.max(axis=1)  # (examples,)
+        self._padded = _padded_lengths(self._longest, sequence_length)
+        self._plans = {}
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return len(self._longest)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Maximum number of tokens in a row, padding included."""
+        return int(self._padded.max())
+
+    def check_vocabulary(self, vocabulary_size: int):
+        """Raises ValueError if a token id is outside the vocabulary."""
+        if self._tokens.max() >= vocabulary_size:
+            raise ValueError(
+                f"Each token id must lie in [0, {vocabulary_size}), the backbone's vocabulary. "
+                f"Received: ids up to {self._tokens.max()}. Try the tokenizer that the backbone "
+                "was trained with. If it has new special tokens, try "
+                "backbone = backbone.with_vocabulary_size(tokenizer.vocabulary_size)."
+            )
+
+    def __len__(self) -> int:
+        return -(-self.num_examples // self._batch_size)
+
+    def in_order_of_length(self) -> "TaskBatches":
+        """Returns the same examples in one fixed order, which `original_order` reverts.
+
+        `token_ids` always has an axis of sequences: a TensorFlow function that has been traced
+        with two different ranks has no static rank.
+        """
+        ordered = copy.copy(self)
+        ordered._seed, ordered._repeat, ordered._plans = None, False, {}
+        ordered._next_batch, ordered._epoch_start = 0, None  # a pass may be half finished
+        ordered._has_sequence_axis = True
+        return ordered
+
+    def original_order(self, rows: np.ndarray) -> np.ndarray:
+        """Returns rows predicted by length in the order of the texts."""
+        ordered = np.empty_like(rows)
+        ordered[np.concatenate(self._plan(0))] = rows
+        return ordered
+
+    def _plan(self, number_of_pass: int) -> list[np.ndarray]:
+        """Returns the examples of each batch of a pass."""
+        if self._seed is None:
+            number_of_pass = 0
+        if number_of_pass not in self._plans:
+            self._plans = {number_of_pass: self._new_plan(number_of_pass)}
+        return self._plans[number_of_pass]
+
+    def _new_plan(self, number_of_pass):
+        if self._seed is None:
+            order = np.argsort(self._longest, kind="stable")
+        else:
+            generator = np.random.default_rng((self._seed, number_of_pass))
+            order = generator.permutation(self.num_examples)
+            order = order[np.argsort(self._padded[order], kind="stable")]
+        batches = np.split(order, range(self._batch_size, len(order), self._batch_size))
+        if self._seed is not None:
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
+
+    def _read_from(self, batch_number: int) -> Iterator[tuple]:
+        while True:
+            number_of_pass, in_pass = divmod(batch_number, len(self))
+            yield self._batch(self._plan(number_of_pass)[in_pass])
+            batch_number += 1
+
+    def _batch(self, examples: np.ndarray) -> tuple:
+        positions = np.arange(self._padded[examples].max())
+        padding_mask = positions < self._lengths[examples][..., None]
+        places = self._starts[examples][..., None] + positions
+        token_ids = np.where(padding_mask, self._tokens.take(places, mode="clip"), 0)
+        if not self._has_sequence_axis:
+            token_ids, padding_mask = token_ids[:, 0], padding_mask[:, 0]
+        x = {"token_ids": token_ids.astype("int32"), "padding_mask": padding_mask}
+        return (x,) if self.labels is None else (x, self.labels[examples])
+
+    def _what_batches_depend_on(self) -> dict:
+        return {
+            "num_examples": self.num_examples,
+            "num_tokens": len(self._tokens),
+            "sequence_length": self.sequence_length,
+            "batch_size": self._batch_size,
+            "seed": self._seed,
+            "repeat": self._repeat,
+        }
+
+    def _varying_shape(self, array: np.ndarray) -> tuple:
+        if array.ndim == 1:
+            return (None,)
+        is_input = array.dtype.kind in "ib"
+        return (None, *array.shape[1:-1], None if is_input else array.shape[-1])
+
+    def __repr__(self) -> str:
+        depends = ", ".join(f"{k}={v!r}" for k, v in self._what_batches_depend_on().items())
+        return f"TaskBatches({depends})"
+
+
+def _padded_lengths(lengths: np.ndarray, sequence_length: int) -> np.ndarray:
+    """Returns the length that each example is padded to: few different ones."""
+    buckets = [min(sequence_length, -(-int(lengths.max()) // 8) * 8)]
+    while buckets[-1] // 2 >= _SHORTEST_BUCKET:
+        buckets.append(buckets[-1] // 2)
+    buckets = np.array(buckets[::-1])
+    return buckets[np.searchsorted(buckets, lengths)]

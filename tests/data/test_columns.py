@@ -1,0 +1,218 @@
+import datasets
+import numpy as np
+import pandas
+import pytest
+from labelled import CLASSIFY, START, TOKENIZER, ids, rows
+
+from kgpt.data import classification, entailment, multiple_choice, regression, similarity
+
+
+def expect_two_examples(data, class_names=None):
+    assert rows(data) == (
+        [[START, *ids("ab"), CLASSIFY], [START, *ids("c"), CLASSIFY]][::-1],
+        [1, 0],
+    )
+    assert data.class_names == class_names
+
+
+def test_numpy_columns_are_taken():
+    expect_two_examples(
+        classification(np.array(["ab", "c"]), np.array([0, 1], "uint8"), TOKENIZER, seed=None)
+    )
+    names = np.array(["bad", "good"])
+    expect_two_examples(
+        classification(np.array(["ab", "c"], object), names, TOKENIZER, seed=None), ["bad", "good"]
+    )
+
+
+def test_pandas_columns_are_taken():
+    frame = pandas.DataFrame({"text": ["drop", "ab", "c"], "label": [9, 0, 1]})[1:]
+    names = pandas.Series(["bad", "good"], dtype="category")
+
+    expect_two_examples(classification(frame["text"], frame["label"], TOKENIZER, seed=None))
+    expect_two_examples(
+        classification(frame["text"], frame["label"].astype("Int64"), TOKENIZER, seed=None)
+    )
+    expect_two_examples(
+        classification(frame["text"].astype("string"), names, TOKENIZER, seed=None), ["bad", "good"]
+    )
+    targets = regression(frame["text"], frame["label"] / 2, TOKENIZER, seed=None).labels
+    assert targets.tolist() == [[0], [0.5]]
+
+
+def test_columns_of_a_hugging_face_dataset_are_taken():
+    data = datasets.Dataset.from_dict(
+        {"text": ["ab", "c"], "label": [0, 1], "options": [["a", "b"], ["c", "d"]]}
+    )
+
+    expect_two_examples(classification(data["text"], data["label"], TOKENIZER, seed=None))
+    choices = multiple_choice(data["text"], data["options"], data["label"], TOKENIZER, seed=None)
+    assert choices.labels.tolist() == [0, 1]
+    assert choices.sequences_per_example == 2
+
+
+@pytest.mark.parametrize("label", [True, np.bool_(True), np.int64(1), np.uint8(1)])
+def test_labels_may_be_of_any_integer_type(label):
+    assert classification(["ab"], [label], TOKENIZER).labels.tolist() == [1]
+
+
+def test_names_of_classes_are_numbered_in_alphabetical_order_or_as_given():
+    texts, names = ["a", "b", "c"], ["dull", "fine", "dull"]
+
+    by_name = classification(texts, names, TOKENIZER)
+    as_given = classification(texts, names, TOKENIZER, class_names=["fine", "dull", "rare"])
+
+    assert (by_name.labels.tolist(), by_name.class_names) == ([0, 1, 0], ["dull", "fine"])
+    assert as_given.labels.tolist() == [1, 0, 1]
+    assert as_given.class_names == ["fine", "dull", "rare"]
+
+
+def test_without_labels_there_are_only_inputs():
+    data = classification(["ab", "c"], None, TOKENIZER, seed=None)
+
+    assert data.labels is None
+    assert [len(batch) for batch in data] == [1]
+
+
+# === Wrong columns ===
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], "Received: 3 texts, 2 labels"),
+        ([], "Received: 3 texts, 0 labels"),
+        ([0, -1, 1], "labels must be at least 0. Received: -1 at index 1"),
+        ([0, None, 1], "Each example needs a label. Received: None at index 1"),
+        ([0, float("nan"), 1], "Each example needs a label. Received: nan at index 1"),
+        (["a", "b", np.nan], "Each example needs a label. Received: nan at index 2"),
+        (np.array([0, np.nan, 1]), "needs a label.*nan.*at index 1"),
+        ([0, 1.0, 1], "labels must be ints.*Received: 1.0, a float, at index 1.*regression"),
+        ([0, "good", 1], "all ints or all names. Received: 0 at index 0 and 'good' at index 1"),
+        (np.eye(3, dtype=int), r"labels must be ints from 0.*ndarray, at index 0"),
+        ("bad", "labels must be a list"),
+        ({"a": 0}, "labels must be a list"),
+    ],
+)
+def test_bad_labels_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        classification(["a", "b", "c"], labels, TOKENIZER)
+
+
+def test_missing_labels_of_pandas_are_refused():
+    with pytest.raises(ValueError, match=r"Each example needs a label.*NA.*at index 1"):
+        classification(["a", "b"], [1, pandas.NA], TOKENIZER)
+    with pytest.raises(ValueError, match="targets must be"):
+        regression(["a", "b"], [1, pandas.NA], TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["good", "odd"], "must be one of class_names. Received: 'odd' at index 1"),
+        ([0, 2], "labels must be at least 0 and less than 2. Received: 2 at index 1"),
+    ],
+)
+def test_labels_that_are_no_class_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        classification(["a", "b"], labels, TOKENIZER, class_names=["bad", "good"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([1.0, float("nan")], "targets must be finite.*nan.*at index 1"),
+        ([float("inf"), 1.0], "targets must be finite.*inf.*at index 0"),
+        ([1e39, 1.0], "targets must be finite float32"),
+        ([1.0, None], "targets must be finite.*at index 1"),
+        ([[1.0, 2.0], [3.0]], "rows of numbers of the same length"),
+        ([1.0, "high"], "targets must be numbers"),
+        ([1.0], "Received: 2 texts, 1 targets"),
+        (3.0, "targets must be a list"),
+    ],
+)
+def test_bad_targets_are_refused(targets, message):
+    with pytest.raises(ValueError, match=message):
+        regression(["a", "b"], targets, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", None], "texts must be texts, of type str. Received: None at index 1"),
+        (["a", 3], "texts must be texts, of type str. Received: 3 at index 1"),
+        (["a", float("nan")], "texts must be texts, of type str. Received: nan at index 1"),
+        (["a", b"b"], "texts must be texts, of type str. Received: b'b' at index 1"),
+        ("ab", "texts must be a list.*Received: 'ab', a str"),
+        ({"a": 0, "b": 1}, "texts must be a list.*a dict"),
+        (None, "texts must be a list.*a NoneType"),
+        ((text for text in "ab"), "texts must be a list.*a generator"),
+    ],
+)
+@pytest.mark.parametrize("make", [classification, regression])
+def test_what_is_no_list_of_texts_is_refused(make, texts, message):
+    if make is regression and isinstance(texts, list):
+        message = "texts"
+    with pytest.raises(ValueError, match=message):
+        make(texts, [0, 1], TOKENIZER)
+
+
+def test_a_table_is_refused_where_a_column_belongs():
+    frame = pandas.DataFrame({"first": ["a", "b"], "second": ["c", "d"]})
+
+    with pytest.raises(ValueError, match=r"texts must be a list, an array or one column"):
+        regression(frame, [0, 1], TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: classification([], [], TOKENIZER),
+        lambda: entailment([], [], [], TOKENIZER),
+        lambda: similarity([], [], [], TOKENIZER),
+        lambda: regression([], [], TOKENIZER),
+        lambda: multiple_choice([], [], [], TOKENIZER),
+        lambda: classification([], None, TOKENIZER),
+    ],
+)
+def test_no_examples_are_refused(make):
+    with pytest.raises(ValueError, match="must have at least one example"):
+        make()
+
+
+@pytest.mark.parametrize("make", [entailment, similarity])
+def test_unequal_lists_of_a_pair_are_refused(make):
+    with pytest.raises(
+        ValueError, match=r"All columns must have the same length. Received: 2 .*, 1 "
+    ):
+        make(["a", "b"], ["c"], [0, 1], TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [[("a", "b"), "c"], [("a", "b"), ("a", "b", "c")], ["a", ("b", "c")], [("a", None)], [3]],
+)
+def test_what_is_no_pair_is_refused(pairs):
+    with pytest.raises(ValueError, match=r"Received: .* at index"):
+        regression(pairs, [0.0] * len(pairs), TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("choices", "labels", "message"),
+    [
+        ([["a", "b"], ["a"]], [0, 0], "2 for the first example and 1 for example 1"),
+        ([["a"], ["b"]], [0, 0], "at least 2. Received: 1 for the first"),
+        ([["a", "b"], ["a", "b"]], [0, 2], "Received: 2 for example 1, which has 2 choices"),
+        ([["a", "b"], "ab"], [0, 0], r"choices\[1\] must be a list of texts"),
+        ([["a", "b"], None], [0, 0], r"choices\[1\] must be a list of texts"),
+        (
+            [["a", "b"], ["a", None]],
+            [0, 0],
+            r"choices\[1\] must be texts, of type str. Received: None",
+        ),
+        ([["a", "b"]], [0, 0], "Received: 2 contexts, 1 choices, 2 labels"),
+    ],
+)
+def test_bad_choices_are_refused(choices, labels, message):
+    with pytest.raises(ValueError, match=message):
+        multiple_choice(["x", "y"], choices, labels, TOKENIZER)
