@@ -9,7 +9,7 @@ import numpy as np
 
 from kgpt.data.batches import ResumableBatches, check_batching
 
-_READ_THREADS = 4  # they overlap the page faults of a file that is not in memory
+_READ_THREADS = 4  # overlap the page faults of a file that is not in memory
 _BATCHES_AHEAD = 8
 
 
@@ -28,34 +28,34 @@ def windows(
     shard_index: int | None = None,
     shard_count: int | None = None,
 ) -> "TokenWindows":
-    """Cut a token file into training windows, for `fit`, `evaluate`, `predict` or a loop.
+    """Cuts a token file into training windows, for `fit`, `evaluate`, `predict` or a loop.
 
-    Window `i` reads tokens `[i * length, i * length + length]`: the inputs are all but the last,
+    Window `i` has the tokens `[i * length, i * length + length]`: the inputs are all but the last,
     the targets all but the first, so every token except the first is a target once in each pass
     (the last `(num_tokens - 1) % length` tokens of the file do not fill a window). The file is
-    memory-mapped and may be larger than memory; replace it by another if you like, but do not
-    write into it while it is read.
+    memory-mapped and may be larger than memory. It may be replaced while it is read, but not
+    written to.
 
     Args:
         path: a 1-D integer `.npy` file, as written by `write_tokens`.
         sequence_length: int. Tokens in a window.
         batch_size: int. Windows in a batch (of each process, if there are several).
-        seed: optional int. With a seed each pass visits all windows in another random order,
-            the same in every run; without one the order is the file's, for validation.
-        random_offset: whether each pass starts at another of the first `sequence_length` tokens,
-            so that windows are not always cut at the same places. Needs a seed.
-        segment_ids: whether to number the documents in a window, so that attention stays inside
-            a document. The end-of-text token belongs to the document that it ends; its target
-            would be the next document's first token and gets `sample_weight` 0.
-        end_of_text_id: int. Needed with `segment_ids`.
-        vocabulary_size: optional int. If given, the whole file is checked for larger token ids.
-        drop_remainder: whether to leave out a last batch of fewer windows. By default true with
-            a seed (fixed shapes in training) and false without (no window is left out).
-        repeat: whether the passes follow each other without end, for `fit` with `steps_per_epoch`.
-            Without it, an epoch of Keras is a pass.
-        shard_index: optional int. Which part of the windows this process reads. By default JAX's
+        seed: optional int. With a seed, each pass visits all windows in another random order,
+            the same in every run; without one, in the order of the file, for validation.
+        random_offset: bool. Whether each pass starts at another of the first `sequence_length`
+            tokens, so that windows are cut at different places. Requires a seed.
+        segment_ids: bool. Whether to number the documents in a window, so that attention stays
+            inside a document. The end-of-text token belongs to the document that it ends; its
+            target would be the next document's first token and gets `sample_weight` 0.
+        end_of_text_id: int. Required with `segment_ids`.
+        vocabulary_size: optional int. If given, the whole file is checked for ids outside it.
+        drop_remainder: optional bool. Whether to drop a last batch of fewer windows. By default
+            True with a seed (fixed shapes in training) and False without (every window is read).
+        repeat: bool. Whether passes follow each other without end, for `fit` with
+            `steps_per_epoch`. Without it, an epoch of Keras is a pass.
+        shard_index: optional int. Which shard of the windows this process reads. By default JAX's
             process index on the JAX backend, otherwise 0.
-        shard_count: optional int. How many parts there are; each has as many batches.
+        shard_count: optional int. Number of shards, which have equal numbers of batches.
 
     Returns:
         `TokenWindows`. Each batch is `(x, y)`, or `(x, y, sample_weight)` with `segment_ids`:
@@ -65,28 +65,20 @@ def windows(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not a 1-D integer array, is shorter than one window or batch
-            or has ids outside the vocabulary, and for wrong arguments.
+            or has ids outside the vocabulary, and for arguments out of range.
+
+    Example:
+        train = kgpt.data.windows("corpus/train.npy", sequence_length=256, batch_size=32, seed=0)
     """
     check_batching(seed, sequence_length=sequence_length, batch_size=batch_size)
     if random_offset and seed is None:
         raise ValueError("random_offset needs a seed. Received: seed=None. Try seed=0.")
     if segment_ids and end_of_text_id is None:
         raise ValueError(
-            "segment_ids needs the token that ends a document. Received: end_of_text_id=None. "
+            "segment_ids=True needs an end_of_text_id. Received: end_of_text_id=None. "
             "Try end_of_text_id=tokenizer.end_of_text_id."
         )
-    if (shard_index is None) != (shard_count is None):
-        raise ValueError(
-            "shard_index and shard_count go together. "
-            f"Received: shard_index={shard_index}, shard_count={shard_count}."
-        )
-    if shard_count is None:
-        shard_index, shard_count = _process()
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(
-            "shard_index must be at least 0 and less than shard_count. "
-            f"Received: shard_index={shard_index}, shard_count={shard_count}."
-        )
+    shard_index, shard_count = _shard(shard_index, shard_count)
     if vocabulary_size is not None:
         _check_token_ids(_open(path), path, vocabulary_size)
     return TokenWindows(
@@ -104,7 +96,7 @@ def windows(
 
 
 class TokenWindows(ResumableBatches):
-    """The batches of `windows`: `len()` is the batches in a pass, iteration runs so many."""
+    """The batches of `windows`; `len()` is the number of batches in a pass, and an iteration."""
 
     def __init__(self, **config):
         super().__init__(repeat=config["repeat"])
@@ -146,26 +138,26 @@ class TokenWindows(ResumableBatches):
 
     @property
     def longest_sequence(self) -> int:
-        """Most tokens in a row."""
+        """Maximum number of tokens in a row."""
         return self._config["sequence_length"]
 
     def check_vocabulary(self, vocabulary_size: int):
-        """Raise ValueError if the file has a token id that the vocabulary has not.
+        """Raises ValueError if the file has a token id outside the vocabulary.
 
-        Reads the whole file once for each size asked for.
+        Reads the whole file once for each vocabulary size.
         """
         if vocabulary_size not in self._checked_sizes:
             _check_token_ids(self._tokens, self._config["path"], vocabulary_size)
             self._checked_sizes.add(vocabulary_size)
 
     def _order(self):
-        """The window numbers of each batch, as a grain dataset of int64 `(batch,)`."""
+        """Returns the window numbers of each batch, as a grain dataset of int64 `(batch,)`."""
         import grain
 
         config = self._config
         order = grain.MapDataset.range(self._num_windows)
         if config["seed"] is not None:
-            # grain adds the pass to the seed: spread seeds, so that 0 and 1 share no orders
+            # grain adds the pass to the seed: seeds are hashed, so that 0 and 1 share no orders
             spread = np.random.SeedSequence(config["seed"]).generate_state(1)
             order = order.shuffle(seed=int(spread[0]))
         in_all_shards = self._num_windows // config["shard_count"] * config["shard_count"]
@@ -211,12 +203,12 @@ def _open(path: str | os.PathLike) -> np.ndarray:
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no token file. Received: path={str(path)!r}. "
-            "Try kgpt.data.write_tokens to make one."
+            "Try kgpt.data.write_tokens, which writes one."
         ) from None
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"The token file is not a .npy array: {error}. Received: path={str(path)!r}. "
-            "Try kgpt.data.write_tokens to make one."
+            "Try kgpt.data.write_tokens, which writes one."
         ) from error
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         kind = (
@@ -225,7 +217,7 @@ def _open(path: str | os.PathLike) -> np.ndarray:
             else "several arrays"
         )
         raise ValueError(
-            "The token file must hold a 1-D array of integers. "
+            "The token file must be a 1-D array of integers. "
             f"Received: path={str(path)!r} with {kind}."
         )
     return tokens
@@ -241,6 +233,23 @@ def _check_token_ids(tokens: np.ndarray, path, vocabulary_size: int, block: int 
                 f"Received: id {part[wrong]} at position {start + wrong} of {path}, "
                 f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
             )
+
+
+def _shard(shard_index: int | None, shard_count: int | None) -> tuple[int, int]:
+    """Returns the shard that this process reads, and the number of shards."""
+    if (shard_index is None) != (shard_count is None):
+        raise ValueError(
+            "shard_index and shard_count must be given together. "
+            f"Received: shard_index={shard_index}, shard_count={shard_count}."
+        )
+    if shard_count is None:
+        shard_index, shard_count = _process()
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(
+            "shard_index must be at least 0 and less than shard_count. "
+            f"Received: shard_index={shard_index}, shard_count={shard_count}."
+        )
+    return shard_index, shard_count
 
 
 def _process() -> tuple[int, int]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kgpt
 from kgpt.data import windows
 
 END = 3
@@ -193,7 +194,7 @@ def test_windows_survive_pickling_without_carrying_the_file(folder):
         ({"random_offset": True}, "random_offset needs a seed"),
         ({"segment_ids": True}, "end_of_text_id=tokenizer.end_of_text_id"),
         ({"vocabulary_size": 60}, "id 60 at position 60"),
-        ({"shard_index": 1}, "go together"),
+        ({"shard_index": 1}, "must be given together"),
         ({"shard_index": 2, "shard_count": 2}, "less than shard_count"),
     ],
 )
@@ -329,18 +330,68 @@ def test_evaluate_predict_and_validation_see_every_window(folder):
     assert np.isfinite(model.evaluate(data, verbose=0))
 
 
-def test_fit_takes_segments_and_weights(folder):
-    path = token_file(folder, [1, 2, END, 1, 1, END, 2, 2, 1, END, 1, 2, 1])
-    data = windows(path, 4, 2, seed=0, segment_ids=True, end_of_text_id=END)
-    inputs = {
-        name: keras.Input((None,), dtype="int32", name=name)
-        for name in ("token_ids", "segment_ids")
-    }
-    h = keras.layers.Embedding(4, 5)(inputs["token_ids"])
-    h += keras.layers.Embedding(5, 5)(inputs["segment_ids"])
-    model = keras.Model(inputs, keras.layers.Dense(4)(h))
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+# === Segments in training ===
 
-    history = model.fit(data, epochs=2, verbose=0)
 
-    assert np.isfinite(history.history["loss"]).all()
+@pytest.fixture
+def packed(folder):
+    """One batch of windows with several documents each."""
+    tokens = [1, 2, END, 1, 1, END, 2, 2, 1, END, 1, 2, 1, 4, 4, END, 5, 1, 2, 0, 5, 5, END, 1, 1]
+    return windows(token_file(folder, tokens), 8, 3, seed=0, segment_ids=True, end_of_text_id=END)
+
+
+def unpack(x, y, weights):
+    """A batch with each document of a window in a row of its own, padded."""
+    rows = []
+    for window, segment_ids in enumerate(x["segment_ids"]):
+        for number in np.unique(segment_ids):
+            places = np.flatnonzero(segment_ids == number)
+            columns = (x["token_ids"], np.ones_like(y), y, weights)
+            padding = (0, len(segment_ids) - len(places))
+            rows.append([np.pad(column[window, places], padding) for column in columns])
+    token_ids, padding_mask, y, weights = map(np.stack, zip(*rows, strict=True))
+    return {"token_ids": token_ids, "padding_mask": padding_mask}, y, weights
+
+
+def small_lm(**options):
+    """A language model without dropout, whose weights let each token in sight change the loss."""
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(6, 2, 2, 12, dropout=0.0, **options))
+    generator = np.random.default_rng(0)
+    for weight in lm.weights:
+        weight.assign(0.7 * generator.normal(size=weight.shape))
+    lm.compile(keras.optimizers.SGD(0.1))
+    return lm
+
+
+def mean_loss(lm, x, y, weights):
+    """The mean cross-entropy of the targets that count, from logits, in float64."""
+    logits = keras.ops.convert_to_numpy(lm(x)).astype("float64")
+    log_sums = np.log(np.exp(logits).sum(axis=-1))
+    losses = log_sums - np.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+    return (losses * weights).sum() / weights.sum()
+
+
+def test_the_loss_of_fit_is_that_of_each_document_by_itself(packed):
+    [(x, y, weights)] = packed
+    lm = small_lm()
+    expected = mean_loss(lm, *unpack(x, y, weights))
+    without_segments = mean_loss(lm, {"token_ids": x["token_ids"]}, y, weights)
+
+    history = lm.fit(packed, verbose=0)
+
+    np.testing.assert_allclose(history.history["loss"], [expected], rtol=1e-5)
+    assert abs(without_segments - expected) > 0.05
+
+
+@pytest.mark.parametrize("rotary_positions", [False, True])
+def test_fit_learns_what_it_learns_from_each_document_by_itself(packed, rotary_positions):
+    together, alone = (small_lm(rotary_positions=rotary_positions) for _ in range(2))
+    x, y, weights = unpack(*next(iter(packed)))
+
+    together.fit(packed, verbose=0)
+    alone.fit(x, y, sample_weight=weights, batch_size=len(y), verbose=0)
+
+    for weight, expected in zip(together.weights, alone.weights, strict=True):
+        np.testing.assert_allclose(
+            *map(keras.ops.convert_to_numpy, (weight, expected)), rtol=1e-4, atol=1e-5
+        )
