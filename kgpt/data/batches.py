@@ -1,4 +1,4 @@
-"""Numbered batches that Keras can train on, and that a killed run can go on from."""
+"""Numbered batches that Keras trains on, and from which an interrupted run resumes."""
 
 from collections.abc import Iterator
 
@@ -12,12 +12,13 @@ class ResumableBatches(DataAdapter):
     """Batches numbered through all passes, for `fit`, `evaluate`, `predict` or a loop.
 
     Batch `n` is batch `n % len()` of pass `n // len()` and depends on nothing else. An iteration
-    starts at the position, in general the beginning of a pass, and gives as many batches as a pass
-    has (with `repeat`, it never ends). Only then does the position move, so an iteration that stops
-    half-way (Keras looks at a first batch before training) starts again at the same place.
+    starts at the current position, usually the beginning of a pass, and yields the batches of one
+    pass (with `repeat`, it never ends). The position moves only at the end of an iteration. Hence
+    an iteration that stops early (Keras reads a first batch before training) starts again at the
+    same batch.
 
-    To resume in the middle of a pass, a callback counts batches, as it alone knows what was
-    trained on and not just read ahead; `kgpt.callbacks.ResumableCheckpoint` does so::
+    To resume within a pass, a callback must count batches, as only a callback knows which were
+    trained on rather than prefetched. `kgpt.callbacks.ResumableCheckpoint` does so::
 
         def on_train_begin(self, logs=None):
             self.state = train.get_state()
@@ -25,21 +26,21 @@ class ResumableBatches(DataAdapter):
         def on_train_batch_end(self, batch, logs=None):
             self.state["next_batch"] += self.model.steps_per_execution
 
-    and a fresh process calls `train.set_state(state)` before `fit`, or in a callback's
+    and a new process calls `train.set_state(state)` before `fit`, or in a callback's
     `on_train_begin`.
 
     A subclass defines:
-        __len__(): batches in a pass.
-        _read_from(batch_number): an iterator over all batches from there on, without end.
-        _what_batches_depend_on(): JSON-able dict of all that decides what the batches are.
+        __len__(): the number of batches in a pass.
+        _read_from(batch_number): an endless iterator over the batches from that number.
+        _what_batches_depend_on(): JSON-serializable dict of everything that determines them.
         _varying_shape(array): the shape of an array of a batch, None where batches differ.
-        longest_sequence: int. Most tokens in a row.
-        check_vocabulary(vocabulary_size): raises ValueError for ids that are not below it.
+        longest_sequence: int. Maximum number of tokens in a row.
+        check_vocabulary(vocabulary_size): raises ValueError for ids outside the vocabulary.
     """
 
-    # A Keras data adapter, and not a `PyDataset`, because each iterator must know its own place:
-    # a PyDataset sees only indices, which TensorFlow requests ahead in a thread, so it cannot
-    # tell a finished pass from a look at the first batches.
+    # A Keras data adapter rather than a `PyDataset`, because each iterator must know its own
+    # position: a PyDataset sees only indices, which TensorFlow prefetches in a thread, and can't
+    # distinguish a finished pass from a read of the first batches.
 
     def __init__(self, repeat: bool = False):
         self._repeat = repeat
@@ -63,22 +64,22 @@ class ResumableBatches(DataAdapter):
             batches.close()
 
     def get_state(self) -> dict:
-        """Tell where the next iteration starts, as a JSON-able dict.
+        """Returns the position where the next iteration starts, as a JSON-serializable dict.
 
         Returns:
-            dict with `"next_batch"`, the number of the batch (see above), and what the numbers
-            depend on: `"batch_size"`, `"seed"` and the like.
+            dict with `"next_batch"`, the number of the batch counted through all passes, and what
+            the batches depend on: `"batch_size"`, `"seed"` and the like.
         """
         return {"next_batch": self._next_batch, **self._what_batches_depend_on()}
 
     def set_state(self, state: dict):
-        """Let the next iteration start where `state` says.
+        """Sets the position where the next iteration starts.
 
         Args:
-            state: dict from `get_state`, perhaps with another `"next_batch"`.
+            state: dict from `get_state`, possibly with another `"next_batch"`.
 
         Raises:
-            ValueError: if the state belongs to other data.
+            ValueError: if the state was taken from other data.
         """
         own = self.get_state()
         differing = {key: value for key, value in state.items() if own.get(key, value) != value}
@@ -90,7 +91,7 @@ class ResumableBatches(DataAdapter):
             )
         self._next_batch, self._epoch_start = int(state["next_batch"]), None
 
-    # What Keras asks of a data adapter.
+    # === Keras's data adapter ===
 
     def get_numpy_iterator(self):
         return iter(self)
@@ -122,15 +123,15 @@ class ResumableBatches(DataAdapter):
     def num_batches(self) -> int | None:
         if self._repeat:
             return None
-        # Keras asks again after its look at a first batch (JAX reads one more ahead). If that was
-        # the last one of an iteration, it moved the position: move it back.
+        # Keras asks again after it has read a first batch (JAX prefetches one more). If that was
+        # the last one of an iteration, the position has moved: reset it.
         if self._epoch_start is not None and self._batches_read <= 2:
             self._next_batch = self._epoch_start
         return len(self)
 
 
 def check_batching(seed: int | None = None, **sizes: int):
-    """Raises ValueError unless the sizes are positive ints and the seed is one from 0."""
+    """Raises ValueError unless sizes are positive ints and the seed a non-negative one or None."""
     for name, value in sizes.items():
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")

@@ -1,4 +1,4 @@
-"""Labelled tasks that every Python carries with it, for tutorials and tests without a download."""
+"""Labelled tasks that are part of every Python, for tutorials and tests without a download."""
 
 import ast
 import inspect
@@ -11,24 +11,27 @@ from pathlib import Path
 from kgpt.data.corpus import standard_library_files
 
 _SPLITS = ("train", "validation")
-# Their names are a number behind one prefix: nothing to learn, and most of all characters.
+# Their names are a prefix and a number, with nothing to learn; they are most of all characters.
 _NUMBERED = ("CJK ", "HANGUL SYLLABLE", "TANGUT ", "NUSHU CHARACTER", "KHITAN SMALL")
 
 
 def character_categories(split: str = "train") -> dict[str, list[str]]:
-    """The name of a Unicode character and its general category, for `classification`.
+    """Returns the names of Unicode characters with their categories, for `classification`.
 
-    `"LATIN SMALL LETTER A"` is `"Ll"`. About 30,000 characters, depending on Python's version;
-    ideographs and the like, whose names are numbers, are left out.
+    `"LATIN SMALL LETTER A"` has the label `"Ll"`. There are about 30,000 characters, depending on
+    Python's version, without ideographs and the like, whose names are numbers.
 
     Args:
-        split: `"train"` or `"validation"`, about a tenth of all, the same in every run.
+        split: `"train"` or `"validation"`. About a tenth is validation, the same in every run.
 
     Returns:
-        dict of two lists: `"texts"` and `"labels"`.
+        dict of two lists: `"texts"` (str) and `"labels"` (str).
 
     Raises:
         ValueError: for another split.
+
+    Example:
+        train = kgpt.data.classification(**kgpt.data.character_categories(), tokenizer=tokenizer)
     """
     characters = _characters(split)
     return {
@@ -38,18 +41,22 @@ def character_categories(split: str = "train") -> dict[str, list[str]]:
 
 
 def character_values(split: str = "train") -> dict[str, list]:
-    """The name of a Unicode character that is a number and its value, for `regression`.
+    """Returns the names of Unicode numerals with their values, for `regression`.
 
-    `"VULGAR FRACTION ONE HALF"` is 0.5. About 1,800 characters, with values from -1/2 to 10^12.
+    `"VULGAR FRACTION ONE HALF"` has the target 0.5. There are about 1,800 characters, with values
+    from -1/2 to 10^12.
 
     Args:
-        split: as for `character_categories`.
+        split: `"train"` or `"validation"`. About a tenth is validation, the same in every run.
 
     Returns:
         dict of two lists: `"texts"` (str) and `"targets"` (float).
 
     Raises:
         ValueError: for another split.
+
+    Example:
+        train = kgpt.data.regression(**kgpt.data.character_values(), tokenizer=tokenizer)
     """
     characters = [c for c in _characters(split) if unicodedata.numeric(c, None) is not None]
     return {
@@ -59,27 +66,30 @@ def character_values(split: str = "train") -> dict[str, list]:
 
 
 def function_docstrings(split: str = "train", num_choices: int = 4, seed: int = 0) -> dict:
-    """The source of a function and which of some docstrings is its own, for `multiple_choice`.
+    """Returns the sources of functions with docstrings to choose from, for `multiple_choice`.
 
-    The functions are those of the standard library with a docstring of their own: some thousands,
-    depending on Python's version. The source comes without it, the docstring up to its first empty
-    line. The other choices are docstrings of other functions of the same split.
+    The functions are those of the standard library with a unique docstring: several thousand,
+    depending on Python's version. The docstring is removed from the source, and ends at its first
+    empty line. The wrong choices are docstrings of other functions of the same split.
 
     Args:
-        split: as for `character_categories`.
-        num_choices: int. How many docstrings there are to choose from.
-        seed: int. Decides the other choices and the places.
+        split: `"train"` or `"validation"`. About a tenth is validation, the same in every run.
+        num_choices: int. Number of docstrings to choose from.
+        seed: int. Determines the wrong choices and the place of the right one.
 
     Returns:
         dict of three lists: `"contexts"` (str), `"choices"` (lists of str) and `"labels"` (int).
 
     Raises:
         ValueError: for another split, and fewer than two choices.
+
+    Example:
+        train = kgpt.data.multiple_choice(**kgpt.data.function_docstrings(), tokenizer=tokenizer)
     """
     _check_split(split)
     if num_choices < 2:
         raise ValueError(f"num_choices must be at least 2. Received: num_choices={num_choices}.")
-    functions = {}  # docstring -> source: each docstring once
+    functions = {}  # docstring -> source
     for file in standard_library_files():
         for source, docstring in _functions(Path(file)):
             if _split_of(docstring) == split:
@@ -109,11 +119,11 @@ def _characters(split):
 
 
 def _functions(file: Path):
-    """(source without docstring, beginning of the docstring) of each documented function."""
+    """Yields the source without docstring, and the docstring's beginning, of each function."""
     source = file.read_text("utf-8", errors="replace")
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # the standard library has files that are meant to be wrong
+    except (SyntaxError, ValueError):  # some files of the standard library are invalid on purpose
         return
     lines = source.splitlines(keepends=True)
     for node in ast.walk(tree):

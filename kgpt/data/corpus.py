@@ -1,4 +1,4 @@
-"""Text files -> one token file on disk; the Python standard library as a corpus."""
+"""Text -> one token file on disk; the Python standard library as a corpus."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from kgpt.text import document_pieces
 _NOT_LIBRARY_CODE = {
     "site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3"
 }  # fmt: skip
-_PIECE_LENGTH = 2**17  # characters; many pieces for each batch keep every core busy
+_PIECE_LENGTH = 2**17  # characters; a batch has many pieces, which use all cores
 _BATCH_LENGTH = 2**22  # characters encoded at once
 _BATCH_PIECES = 2**13
 
@@ -34,13 +34,16 @@ class WrittenTokens(NamedTuple):
 
 
 def standard_library_files() -> list[Path]:
-    """List the Python files of the standard library: a real corpus that needs no download.
+    """Returns the Python files of the standard library: a real corpus that needs no download.
 
-    Tests, installed packages, IDLE and lib2to3 are left out, and so are files that are empty or
-    not UTF-8. The corpus is about 10 MB; it differs a little from one Python version to another.
+    Excluded are tests, installed packages, IDLE and lib2to3, and files that are empty or not
+    UTF-8. The corpus has about 10 MB and differs slightly between versions of Python.
 
     Returns:
         list of `pathlib.Path`, sorted.
+
+    Example:
+        tokenizer = kgpt.Tokenizer.train(kgpt.data.standard_library_files(), 8192)
     """
     library = Path(sysconfig.get_path("stdlib"))
     return [
@@ -60,35 +63,41 @@ def write_tokens(
     end_of_text: bool = True,
     progress: bool = True,
 ) -> WrittenTokens:
-    """Encode text, on all cores and in bounded memory, and write its tokens into one file.
+    """Encodes text, on all cores and in bounded memory, and writes its tokens to one file.
 
-    The file is a 1-D `.npy` array, `uint16` if the vocabulary has no more than 65,536 tokens and
-    `uint32` otherwise; `np.load(path, mmap_mode="r")` reads it. Its folder is made if need be.
-    The final name appears only when the file is complete: until then the tokens go to a
-    `*.partial` file in the same folder, which an error removes (a killed process leaves it).
+    The file is a 1-D `.npy` array, `uint16` if the vocabulary has at most 65,536 tokens and
+    `uint32` otherwise; `np.load(path, mmap_mode="r")` reads it. Its folder is created if needed.
+    Tokens are first written to a `*.partial` file in the same folder, which is renamed when it is
+    complete and removed after an error (a killed process leaves it).
 
-    With a `validation_fraction` whole documents are held out into a second file beside the first:
-    `corpus/train.npy` gets `corpus/train.validation.npy`. A hash of a document's text (its first
-    131,072 characters) decides, so a document stays on its side when the corpus is reordered or
-    grows, and copies of it are never on both sides. The share is of documents and approximate.
+    With a `validation_fraction`, whole documents are held out and written to a second file:
+    `corpus/train.validation.npy` beside `corpus/train.npy`. A hash of a document's text (its
+    first 131,072 characters) decides. Hence a document stays in its file when the corpus is
+    reordered or grows, and its copies go to the same file. The fraction is one of documents, and
+    approximate.
 
     Args:
-        files_or_texts: a path, a text, or an iterable of them, as in `kgpt.text.documents`.
+        files_or_texts: a path (file or folder), a text, or an iterable of them. A `str` that
+            names no existing file is a text.
         tokenizer: `kgpt.Tokenizer`.
-        path: where to write; ends in `.npy`.
-        validation_fraction: float in [0, 1). Share of the documents to hold out.
-        errors: `"strict"` or `"replace"`, for bytes that are not UTF-8.
-        end_of_text: whether to write the tokenizer's end-of-text token after each document.
-        progress: whether to show a progress bar, which counts tokens.
+        path: path of the file, which must end in `.npy`.
+        validation_fraction: float in [0, 1). Fraction of the documents to hold out.
+        errors: `"strict"` or `"replace"`. Whether bytes that are not UTF-8 raise, or are read as
+            the replacement character U+FFFD.
+        end_of_text: bool. Whether to write the tokenizer's end-of-text token after each document.
+        progress: bool. Whether to show a progress bar, which counts tokens.
 
     Returns:
         `WrittenTokens`, a named tuple: `path`, `num_tokens`, `num_documents`, and the same of the
         validation file (`validation_path` is `None` without one).
 
     Raises:
-        ValueError: if an argument is wrong, the tokenizer has no end-of-text token, the text is
-            empty or not UTF-8, or no document falls on one of the two sides.
-        FileNotFoundError: if a source file does not exist.
+        ValueError: if an argument is out of range, the tokenizer has no end-of-text token, the
+            text is empty or not UTF-8, or one of the two files has no document.
+        FileNotFoundError: if a path does not exist.
+
+    Example:
+        kgpt.data.write_tokens("books/", tokenizer, "corpus/train.npy", validation_fraction=0.05)
     """
     path = Path(path)
     if path.suffix != ".npy":
@@ -100,8 +109,8 @@ def write_tokens(
         )
     if end_of_text and tokenizer.end_of_text_id is None:
         raise ValueError(
-            "The tokenizer has no token to mark the end of a document. "
-            "Received: end_of_text_id=None. Try end_of_text=False to join documents unmarked."
+            "end_of_text=True needs a tokenizer with an end-of-text token. "
+            "Received: end_of_text_id=None. Try end_of_text=False to join documents without one."
         )
     ending = [tokenizer.end_of_text_id] if end_of_text else []
     dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 2**16 else "<u4")
@@ -134,7 +143,7 @@ def _encode(
     files: list["_TokenFile"],
     progress: bool,
 ):
-    """Write the tokens of each piece to its file, and `ending` after each document."""
+    """Writes the tokens of each piece to its file, and `ending` after each document."""
     bar = keras.utils.Progbar(None, unit_name="token", verbose=int(progress))
     for batch in _batches(pieces):
         token_ids = tokenizer.encode_batch([text for text, _, _ in batch])
@@ -145,7 +154,7 @@ def _encode(
 
 
 class _TokenFile:
-    """A 1-D `.npy` file that grows; its name is `partial_path` until it is renamed."""
+    """A 1-D `.npy` file that grows, at `partial_path` until it is renamed."""
 
     def __init__(self, path: Path, dtype: np.dtype):
         self.path = path
@@ -175,7 +184,7 @@ class _TokenFile:
         self.partial_path.unlink(missing_ok=True)
 
     def _write_header(self):
-        # numpy leaves room in the header for the first axis to grow: its size stays the same
+        # numpy pads the header so that its size does not depend on the length of the first axis
         description = {
             "descr": np.lib.format.dtype_to_descr(self.dtype),
             "fortran_order": False,
@@ -187,7 +196,7 @@ class _TokenFile:
 def _choose_file(
     pieces: Iterable[tuple[str, bool]], validation_fraction: float
 ) -> Iterator[tuple[str, bool, int]]:
-    """Add to each piece the file of its document: 0 for training, 1 for validation."""
+    """Yields each piece with the file of its document: 0 for training, 1 for validation."""
     begins_document = True
     for text, ends_document in pieces:
         if begins_document:
