@@ -486,7 +486,6 @@ def _record(step):
         copies = torch.ops.aten.index_copy.default
         for node in module.graph.find_nodes(op="call_function", target=copies):
             node.target = torch.ops.aten.index_copy_.default
-        _multiply_by_onednn(module)
         module.graph.eliminate_dead_code()
         module.recompile()
         for name, weight in list(module.named_parameters()):  # the same memory, without a gradient
@@ -509,36 +508,6 @@ def _record(step):
         return logits, hidden_states, tree.pack_sequence_as(cache, cache_tensors)
 
     return run
-
-
-def _multiply_by_onednn(module):
-    """Has oneDNN make the products with float32 weights on a CPU, in a recorded step.
-
-    PyTorch leaves them to MKL, which for 8 rows took about twice as long on an AMD EPYC.
-    """
-    import torch
-
-    has_onednn = torch.backends.mkldnn.is_available()
-    if has_accelerator() or not has_onednn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return
-    # TorchScript: tracing has no word for one of the operation's arguments.
-    scripted = torch.jit.CompilationUnit(
-        "def linear(rows, weight):\n"
-        "    return torch.ops.mkldnn._linear_pointwise(rows, weight, None, 'none', [], '')\n"
-    ).linear
-
-    def linear(rows, weight):
-        return scripted(rows, weight)
-
-    turn = torch.ops.aten.permute.default
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default):
-        rows, weight = node.args
-        stored = weight.args[0] if weight.target == turn else weight
-        if stored.op != "get_attr" or getattr(module, stored.target).dtype != torch.float32:
-            continue
-        with module.graph.inserting_before(node):
-            units_first = module.graph.call_function(turn, (weight, [1, 0]))
-            node.replace_all_uses_with(module.graph.call_function(linear, (rows, units_first)))
 
 
 # === One step, and the first one ===
