@@ -21,8 +21,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from kgpt.kernels.cache import prefix_ends
 from kgpt.kernels.platform import has_accelerator
-from kgpt.layers.attention import ends_of_quarters
 
 _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 _SMALLEST_BUCKET = 32
@@ -500,7 +500,7 @@ def _record(step):
         inputs = token_ids, cache, slot
         rows, seen = token_ids.shape[0], _slots(cache)
         if rows * seen >= _RECORDS_OF_QUARTERS and not has_accelerator():
-            seen = next(end for end in ends_of_quarters(seen) if end > int(slot))
+            seen = next(end for end in prefix_ends(seen) if end > int(slot))
         key = rows, _slots(cache), new_slots, seen
         if key not in recorded:
             recorded[key] = record(inputs, new_slots, seen)

@@ -1,21 +1,15 @@
 """Causal self-attention, with and without a cache of keys and values."""
 
-import math
-
 import keras
 import numpy as np
 from keras import ops
 
+from kgpt.kernels import cache as kv_cache
 from kgpt.kernels.attention import attend
-from kgpt.kernels.platform import has_accelerator, is_static_length
 from kgpt.layers.dense import Dense
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.padding import from_right_padding, to_right_padding
-
-_LONG, _QUERIES_AT_ONCE = 1024, 128
-# From so many slots on, a step of generation may read only the quarters of a cache that are filled.
-_CACHE_IN_QUARTERS = 128
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -143,12 +137,9 @@ class CausalSelfAttention(keras.layers.Layer):
             ops.transpose(x, (0, 2, 1, 3)) for x in self._project(hidden_states, position_ids)
         )  # each (batch, heads, new, head_dim)
         if cache is not None:
-            keys = _write(cache[0], keys, cache_index)
-            values = _write(cache[1], values, cache_index)
-        if cache is not None and _reads_by_quarters(query, keys, cache_index):
-            attended = _attend_by_quarters(query, keys, values, visible, cache_index)
-        else:
-            attended = _attend_to_cache(query, keys, values, visible)
+            keys = kv_cache.write(cache[0], keys, cache_index)
+            values = kv_cache.write(cache[1], values, cache_index)
+        attended = kv_cache.attend(query, keys, values, visible, cache_index)
         return self._merge(ops.transpose(attended, (0, 2, 1, 3))), (keys, values)
 
     def _project(self, hidden_states, position_ids=None):
@@ -186,72 +177,6 @@ class CausalSelfAttention(keras.layers.Layer):
         }
 
 
-def _write(cache, new, index):
-    """The cache `(batch, heads, slots, head_dim)` with new positions from slot `index` on."""
-    if len(getattr(index, "shape", ())) == 0:
-        if keras.config.backend() == "torch":  # Keras's slice_update would be 30 operations
-            slots = ops.arange(new.shape[2], dtype="int64") + index
-            return cache.index_copy(2, slots, new)
-        return ops.slice_update(cache, (0, 0, index, 0), new)
-    # Rows differ. A product with zeros and ones selects; all formats of `kgpt.convert` have it.
-    new_slots = ops.expand_dims(index, 1) + ops.arange(0, ops.shape(new)[2], dtype="int32")
-    slots = ops.expand_dims(ops.arange(0, ops.shape(cache)[2], dtype="int32"), 1)
-    goes_to = ops.equal(slots, ops.expand_dims(new_slots, 1))  # (batch, slots, new)
-    goes_to = ops.expand_dims(ops.cast(goes_to, new.dtype), 1)
-    is_new = ops.sum(goes_to, axis=-1, keepdims=True) > 0  # (batch, 1, slots, 1)
-    return ops.where(is_new, ops.matmul(goes_to, new), cache)
-
-
-def _attend_to_cache(query, keys, values, visible):
-    """Attention of `(batch, heads, new, head_dim)`, to the slots of a cache, dropout aside."""
-    seen = visible.shape[-1]
-    if seen != keys.shape[2]:
-        keys, values = keys[:, :, :seen], values[:, :, :seen]
-    if keras.config.backend() == "torch":
-        from torch.nn.functional import scaled_dot_product_attention
-
-        # Keras's way to it would copy a part of a cache.
-        visible = ops.expand_dims(visible, 1)
-        return scaled_dot_product_attention(query, keys, values, attn_mask=visible)
-    new = query.shape[2]
-    if is_static_length(new, _LONG):
-        parts = [slice(i, i + _QUERIES_AT_ONCE) for i in range(0, new, _QUERIES_AT_ONCE)]
-        parts = [_attend_to_cache(query[:, :, i], keys, values, visible[:, i]) for i in parts]
-        return ops.concatenate(parts, axis=2)
-    query = ops.transpose(query * (1 / math.sqrt(query.shape[-1])), (0, 1, 3, 2))
-    # Keys first: the transpose is of the scores then, which are small, and not of the cache.
-    scores = ops.transpose(ops.matmul(keys, query), (0, 1, 3, 2))
-    return ops.matmul(_softmax(scores, ops.expand_dims(visible, 1)), values)
-
-
-def _reads_by_quarters(query, keys, index):
-    """Whether XLA on a CPU is to read a cache as far as it is written.
-
-    Its shapes are fixed, so a part for each quarter of the slots is compiled. They pay twice: half
-    of the slots are empty on average; and without them XLA joins the writing of the cache, for one
-    row, with the reading, for which it copies the whole.
-    """
-    is_one = query.shape[2] == 1 and len(getattr(index, "shape", ())) == 0
-    by_xla_on_cpu = keras.config.backend() != "torch" and not has_accelerator()
-    return is_one and by_xla_on_cpu and is_static_length(keys.shape[2], _CACHE_IN_QUARTERS)
-
-
-def _attend_by_quarters(query, keys, values, visible, index):
-    """`_attend_to_cache` of the position in slot `index`, without the quarters after it."""
-    ends = ends_of_quarters(keys.shape[2])
-
-    def attend_up_to(end):
-        return lambda *args: _attend_to_cache(*args, visible[:, :, :end])
-
-    quarter = ops.sum(ops.cast(index >= np.array(ends[:-1], "int32"), "int32"))
-    return ops.switch(quarter, [attend_up_to(end) for end in ends], query, keys, values)
-
-
-def ends_of_quarters(slots: int) -> list[int]:
-    """Where the quarters of a cache end."""
-    return [slots * quarter // 4 for quarter in (1, 2, 3, 4)]
-
-
 def rotate(x, position_ids):
     """Turns pairs of entries by angles that grow with the position (Su et al. 2021, section 3.2.2).
 
@@ -272,9 +197,3 @@ def rotate(x, position_ids):
     first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
     turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return ops.cast(turned, x.dtype)
-
-
-def _softmax(scores, visible):
-    """Softmax over the visible keys, in float32 whatever the dtype is."""
-    weights = ops.softmax(ops.cast(scores, "float32") + ops.where(visible, 0.0, -1e9))
-    return ops.cast(weights, scores.dtype)
