@@ -152,25 +152,19 @@ class _GenerationStep(keras.layers.Layer):
 
     def call(self, inputs):
         token_ids, position = inputs["token_ids"], inputs["position"]
-        layers = len(self.backbone.decoder_blocks)
-        # (batch, layers, heads, slots, head_dim) -> one (batch, heads, slots, head_dim) a layer
-        caches = zip(
-            ops.unstack(inputs["keys"], layers, axis=1),
-            ops.unstack(inputs["values"], layers, axis=1),
-            strict=True,
+        # (batch, layers, heads, slots, head_dim) -> a pair (batch, heads, slots, head_dim) a block
+        keys, values = (
+            ops.unstack(inputs[name], self.backbone.num_layers, axis=1)
+            for name in ("keys", "values")
         )
         new = ops.arange(0, ops.shape(token_ids)[1], dtype="int32")
         position_ids = ops.expand_dims(position, 1) + new  # (batch, new)
         slots = ops.arange(0, ops.shape(inputs["keys"])[3], dtype="int32")
         visible = slots <= ops.expand_dims(position_ids, 2)  # (batch, new, slots)
-        h = self.backbone.embedding(token_ids, position_ids=position_ids, training=False)
-        new_caches = []
-        for block, cache in zip(self.backbone.decoder_blocks, caches, strict=True):
-            h, cache = block.call_with_cache(h, cache, position, visible, position_ids)
-            new_caches.append(cache)
-        if self.backbone.final_norm is not None:
-            h = self.backbone.final_norm(h)
-        keys, values = (ops.stack(parts, axis=1) for parts in zip(*new_caches, strict=True))
+        h, cache = self.backbone.call_with_cache(
+            token_ids, list(zip(keys, values, strict=True)), position, visible, position_ids
+        )
+        keys, values = (ops.stack(parts, axis=1) for parts in zip(*cache, strict=True))
         logits = self.backbone.embedding(h, reverse=True)
         return {"logits": logits, "new_keys": keys, "new_values": values}
 
@@ -208,7 +202,8 @@ def _check(model, path, format) -> Path:
     is_model = path.is_file() if _ENDINGS[format] else (path / "saved_model.pb").exists()
     if path.exists() and not is_model:
         raise ValueError(
-            f"There is something else than such a model at the path. Received: {path}."
+            "path exists and holds no exported model of this format, so it is not overwritten. "
+            f"Received: {path}. Try another path."
         )
     num_bytes = 4 * model.backbone.count_params()
     if format != "tf_saved_model" and num_bytes > _MOST_BYTES:

@@ -288,6 +288,33 @@ class GPTBackbone(keras.Model):
                 new.assign(keras.ops.concatenate([keras.ops.convert_to_tensor(own), fresh]))
         return grown
 
+    # === Generation ===
+
+    def call_with_cache(self, token_ids, cache, cache_index, visible, position_ids):
+        """Runs new positions after earlier ones whose keys and values are cached.
+
+        Args:
+            token_ids: int tensor `(batch, new)`.
+            cache: a pair of float tensors `(batch, heads, slots, head_dim)`, keys and values, for
+                each block; None for a new cache with as many slots as there are new positions.
+            cache_index: int scalar, or int tensor `(batch,)` for rows that differ. The slot of the
+                first new position.
+            visible: bool tensor `(batch, new, seen)`: which of the first `seen` slots a position
+                sees, at least one. Where `cache_index` is a scalar, no position may see the slots
+                after the last new one.
+            position_ids: int tensor `(batch, new)`: the new positions.
+
+        Returns:
+            Hidden states `(batch, new, hidden_dim)`, and the cache with the new keys and values.
+        """
+        h = self.embedding(token_ids, position_ids=position_ids, training=False)
+        cache = [None] * self.num_layers if cache is None else cache
+        new_cache = []
+        for block, layer in zip(self.decoder_blocks, cache, strict=True):
+            h, layer = block.call_with_cache(h, layer, cache_index, visible, position_ids)
+            new_cache.append(layer)
+        return (h if self.final_norm is None else self.final_norm(h)), new_cache
+
     # === LoRA ===
 
     def enable_lora(self, rank: int, alpha: float | None = None):
