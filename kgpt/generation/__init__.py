@@ -1,0 +1,5 @@
+"""Prompt -> cached steps -> text."""
+
+from kgpt.generation.loop import generate
+
+__all__ = ["generate"]

@@ -1,0 +1,89 @@
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from full_passes import RAGGED, VOCABULARY, make_lm
+from keras import ops
+
+from kgpt.generation.compiled import functions_for, prefill, step
+from kgpt.generation.layout import lay_out
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("rotary", [True, False])
+def test_states_of_a_prompt_in_two_parts_equal_those_of_the_full_forward_pass(norm_first, rotary):
+    options = {"rotary_positions": rotary, "query_key_norm": rotary}
+    backbone = make_lm(norm_first, num_layers=2, **options).backbone
+    rows = np.random.default_rng(0).integers(0, VOCABULARY, (2, 9))
+    positions = np.broadcast_to(np.arange(9, dtype="int32"), (2, 9))
+    visible = np.tril(np.ones((9, 9), "bool"))[None].repeat(2, axis=0)
+    rows, positions, visible = map(ops.convert_to_tensor, (rows, positions, visible))
+
+    first, cache = backbone.call_with_cache(
+        rows[:, :5], None, 0, visible[:, :5, :5], positions[:, :5]
+    )
+    longer = [[ops.pad(x, [(0, 0), (0, 0), (0, 4), (0, 0)]) for x in pair] for pair in cache]
+    second, cache = backbone.call_with_cache(
+        rows[:, 5:], longer, 5, visible[:, 5:], positions[:, 5:]
+    )
+
+    found = ops.convert_to_numpy(ops.concatenate([first, second], axis=1))
+    np.testing.assert_allclose(found, ops.convert_to_numpy(backbone(rows)), atol=1e-5)
+    assert [tuple(x.shape) for pair in cache for x in pair] == [(2, 3, 9, 4)] * 4
+
+
+@pytest.mark.parametrize(("num_layers", "new_slots"), [(2, 4), (1, 130)])
+def test_cached_states_equal_those_of_the_full_forward_pass(num_layers, new_slots):
+    backbone = make_lm(num_layers=num_layers, max_sequence_length=140).backbone
+    row = np.random.default_rng(0).integers(0, VOCABULARY, 4 + new_slots).tolist()
+    prompt_slots = 6
+    tokens, lengths = map(ops.convert_to_tensor, lay_out([row[:4], [4]], prompt_slots))
+
+    cache, prompt_states = prefill(backbone, tokens, lengths, new_slots)
+    states = [ops.convert_to_numpy(prompt_states)[0, [0, 1, 2, 5]]]
+    for slot, token in enumerate(row[4:], start=prompt_slots):
+        token_ids = ops.convert_to_tensor([[token], [token]])
+        h, cache = step(backbone, token_ids, cache, slot, new_slots)
+        states.append(ops.convert_to_numpy(h)[:1])
+
+    expected = ops.convert_to_numpy(backbone(np.array([row])))[0]
+    np.testing.assert_allclose(np.concatenate(states), expected, atol=1e-5)
+
+
+def test_prompts_of_other_lengths_and_equal_samplers_compile_nothing_new(passes):
+    lm = make_lm()
+    lm.generate([1, 2, 3], 5, sampler=keras_hub.samplers.TopKSampler(k=4))
+    steps = passes.count((1, 1))
+
+    lm.generate([4, 5], 9, sampler=keras_hub.samplers.TopKSampler(k=4), seed=1)
+
+    assert passes.count((1, 1)) == steps > 0
+    assert set(passes) == {(1, 33), (1, 1)}
+    if keras.config.backend() != "torch":
+        assert passes.count((1, 33)) == 1
+
+
+def test_equal_samplers_have_the_same_functions_until_the_variables_change():
+    lm = make_lm()
+    first = functions_for(lm, keras_hub.samplers.TopKSampler(k=4, seed=1))
+
+    assert functions_for(lm, keras_hub.samplers.TopKSampler(k=4, seed=2)) is first
+    assert functions_for(lm, keras_hub.samplers.TopKSampler(k=5)) is not first
+    lm.quantize("int8")
+    assert functions_for(lm, keras_hub.samplers.TopKSampler(k=4)) is not first
+
+
+def test_the_loop_ends_when_all_rows_have_stopped_or_have_all_they_may(lm):
+    sampler = keras_hub.samplers.GreedySampler()
+    free = lm.generate(RAGGED, 8, sampler=sampler, return_prompt=False)
+    functions = functions_for(lm, sampler)
+
+    def slots_written(count, stops):
+        tokens, lengths = lay_out(RAGGED, 33)
+        arguments = (tokens, lengths, np.zeros(3, "bool"), count, np.array(stops, "int32"))
+        rows = keras.ops.convert_to_numpy(functions.complete([], 32, *arguments))[:, 33:]
+        return (rows >= 0).sum(axis=1).tolist()
+
+    assert slots_written(6, []) == [6, 6, 6]
+    assert slots_written(8, [row[2] for row in free]) == [3, 3, 3]
+    assert slots_written(8, [row[0] for row in free]) == [1, 1, 1]

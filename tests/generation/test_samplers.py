@@ -1,0 +1,98 @@
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from full_passes import (
+    RAGGED,
+    VOCABULARY,
+    make_lm,
+    next_log_probabilities,
+)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        keras_hub.samplers.BeamSampler(num_beams=1),
+        keras_hub.samplers.ContrastiveSampler(k=3, alpha=0.0),
+        keras_hub.samplers.TopKSampler(k=1),
+    ],
+    ids=["one beam", "contrastive without penalty", "top 1"],
+)
+def test_samplers_that_have_no_choice_equal_greedy(lm, sampler):
+    assert lm.generate(RAGGED, 6, sampler=sampler) == lm.generate(RAGGED, 6, sampler="greedy")
+
+
+def test_wide_beams_find_the_most_likely_of_all_continuations():
+    lm = make_lm(vocabulary_size=5)
+    prompts = [[1, 4, 2], [3]]
+
+    found = lm.generate(prompts, 2, sampler=keras_hub.samplers.BeamSampler(num_beams=5))
+
+    for prompt, row in zip(prompts, found, strict=True):
+        first = next_log_probabilities(lm, prompt)
+        everything = [first[i] + next_log_probabilities(lm, [*prompt, i]) for i in range(5)]
+        assert row[-2:] == list(np.unravel_index(np.argmax(everything), (5, 5)))
+
+
+def test_contrastive_search_is_the_published_rule_in_a_batch_of_different_lengths(lm):
+    """Su et al. 2022, equation 3, by full forward passes."""
+    k, alpha = 4, 0.6
+
+    def reference(row, steps):
+        for _ in range(steps):
+            likely = np.exp(next_log_probabilities(lm, row))
+            best = np.argsort(-likely)[:k].tolist()
+            states = lm.backbone(np.array([[*row, token] for token in best]))
+            scores = {}
+            for token, h in zip(best, keras.ops.convert_to_numpy(states), strict=True):
+                h = h / np.linalg.norm(h, axis=-1, keepdims=True)
+                scores[token] = (1 - alpha) * likely[token] - alpha * (h[:-1] @ h[-1]).max()
+            row = [*row, max(scores, key=scores.get)]
+        return row
+
+    sampler = keras_hub.samplers.ContrastiveSampler(k=k, alpha=alpha)
+    rows = lm.generate(RAGGED, 5, sampler=sampler)
+
+    assert rows == [reference(row, 5) for row in RAGGED]
+
+
+@pytest.mark.parametrize("sampler", ["top_k", "random", keras_hub.samplers.TopPSampler(p=0.9)])
+def test_the_same_seed_gives_the_same_continuation(lm, sampler):
+    first = lm.generate([3, 1], 20, sampler=sampler, seed=7)
+    again = lm.generate([3, 1], 20, sampler=sampler, seed=7)
+    other = lm.generate([3, 1], 20, sampler=sampler, seed=8)
+
+    assert first == again != other
+
+
+@pytest.mark.parametrize("sampler", ["random", keras_hub.samplers.RandomSampler(seed=1)])
+def test_without_a_seed_calls_differ(lm, sampler):
+    assert lm.generate([3, 1], 20, sampler=sampler) != lm.generate([3, 1], 20, sampler=sampler)
+
+
+def test_a_sampler_with_a_seed_of_its_own_repeats_itself_when_made_anew(lm):
+    rows = [
+        lm.generate([3, 1], 20, sampler=keras_hub.samplers.RandomSampler(seed=5)) for _ in range(2)
+    ]
+
+    assert rows[0] == rows[1]
+
+
+def test_a_sampler_of_your_own_is_used(lm):
+    class Second(keras_hub.samplers.Sampler):
+        def get_next_token(self, probabilities):
+            return keras.ops.argsort(probabilities, axis=-1)[:, -2]
+
+    row = lm.generate([3, 1], 3, sampler=Second())
+
+    logits = keras.ops.convert_to_numpy(lm(np.array([row])))[0]
+    assert row[2:] == logits[1:4].argsort(-1)[:, -2].tolist()
+
+
+def test_samples_follow_the_models_probabilities(lm):
+    rows = lm.generate([[5, 1, 9]] * 4000, 1, sampler="random", seed=0)
+
+    counts = np.bincount([row[-1] for row in rows], minlength=VOCABULARY)
+    expected = np.exp(next_log_probabilities(lm, [5, 1, 9]))
+    np.testing.assert_allclose(counts / 4000, expected, atol=0.04)
