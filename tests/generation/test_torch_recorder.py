@@ -1,0 +1,71 @@
+import keras
+import numpy as np
+import pytest
+from full_passes import make_lm
+from keras import ops, tree
+
+from kgpt.generation.compiled import prefill, step
+from kgpt.generation.layout import lay_out
+
+if keras.config.backend() != "torch":
+    pytest.skip("the recorder is PyTorch's", allow_module_level=True)
+
+from kgpt.generation.torch_recorder import record
+
+NEW_SLOTS = 144
+SLOTS = 6, 7, 36, 37, 74, 75, 111, 112, 149  # the ends of the four prefixes of 150 slots
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return make_lm(max_sequence_length=200).backbone
+
+
+@pytest.fixture
+def a_step(backbone):
+    def run(token_ids, cache, slot, new_slots, seen=None):
+        h, cache = step(backbone, token_ids, cache, slot, new_slots, seen)
+        return backbone.token_embedding(h, reverse=True), h, cache
+
+    return run
+
+
+def prompts(backbone, rows):
+    """A cache of 150 slots after prompts of different lengths."""
+    contexts = [list(range(1, 2 + row % 5)) for row in range(rows)]
+    tokens, lengths = map(ops.convert_to_tensor, lay_out(contexts, 6))
+    return prefill(backbone, tokens, lengths, NEW_SLOTS)[0]
+
+
+# 150 slots are 1,024 with 7 rows: from there on a step reads the filled prefix alone.
+@pytest.mark.parametrize(("rows", "records"), [(2, 1), (8, 4)])
+def test_recorded_steps_give_what_the_step_gives(backbone, a_step, passes, rows, records):
+    import torch
+
+    recorded = record(a_step)
+    cache, other = prompts(backbone, rows), prompts(backbone, rows)
+    passes.clear()
+
+    with torch.inference_mode():
+        for slot in SLOTS:
+            token_ids = ops.full((rows, 1), slot % 23, "int32")
+            expected = a_step(token_ids, cache, slot, NEW_SLOTS)
+            found = recorded(token_ids, other, slot, NEW_SLOTS)
+            cache, other = expected[2], found[2]
+            for one, two in zip(expected[:2], found[:2], strict=True):
+                np.testing.assert_allclose(two.numpy(), one.numpy(), atol=1e-5)
+
+    assert len(passes) == len(SLOTS) + records
+
+
+def test_a_recorded_step_writes_into_the_cache_that_it_is_given(backbone, a_step):
+    import torch
+
+    recorded, cache = record(a_step), prompts(backbone, 2)
+    before = [x.clone() for x in tree.flatten(cache["layers"])]
+
+    with torch.inference_mode():
+        recorded(ops.full((2, 1), 3, "int32"), cache, 6, NEW_SLOTS)
+
+    changed = [x != old for x, old in zip(tree.flatten(cache["layers"]), before, strict=True)]
+    assert all(x[:, :, 6].any() and not x[:, :, 7:].any() for x in changed)
