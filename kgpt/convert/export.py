@@ -11,13 +11,13 @@ import keras
 from keras import ops
 
 _ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
-# What each backend's converters can make of a model whose batch and length are free.
+# The formats that each backend's converters can write with a free batch size and length.
 _FORMATS = {
     "tensorflow": ("tf_saved_model", "onnx", "litert"),
     "jax": ("tf_saved_model",),
     "torch": ("onnx",),
 }
-# What a converter needs beside the backend.
+# The packages that a converter needs beside the backend.
 _PACKAGES = {
     ("tensorflow", "onnx"): ("onnx", "tf2onnx"),
     ("torch", "onnx"): ("onnx", "onnxscript"),
@@ -100,11 +100,11 @@ def export_generation_step(
     | `logits` | float32 `(batch, new, vocabulary)` | of the token after each new one |
     | `new_keys`, `new_values` | as `keys`, `values` | with those of the new positions written in |
 
-    Position `p` of a row is kept in slot `p`; a position sees the slots up to its own. So the first
-    step takes the whole prompts at position 0 with keys and values of zeros, as many slots as the
-    finished texts will have (at most `max_sequence_length`), and each later step takes one token at
-    the next position. Prompts of different lengths are padded at the end with any token: what
-    padding leaves in the cache is overwritten before it is seen.
+    Position `p` of a row is stored in slot `p`; a position sees the slots up to its own. So the
+    first step takes the whole prompts at position 0 with keys and values of zeros, as many slots as
+    the finished texts will have (at most `max_sequence_length`), and each later step takes one
+    token at the next position. Prompts of different lengths are padded at the end with any token:
+    what padding leaves in the cache is overwritten before it is seen.
 
     `examples/generate_with_onnxruntime.py` is such a loop.
 
@@ -143,7 +143,7 @@ def export_generation_step(
 
 
 class _GenerationStep(keras.layers.Layer):
-    """What `export_generation_step` writes."""
+    """One cached step as a layer from a dict of tensors to another, to be exported."""
 
     def __init__(self, backbone):
         super().__init__(dtype=backbone.dtype_policy)
@@ -182,7 +182,7 @@ class _GenerationStep(keras.layers.Layer):
 
 
 def _check(model, path, format) -> Path:
-    """The path, or an error for what can't be exported, before anything is converted."""
+    """Returns the path; raises an error for what can't be exported, before any conversion."""
     backend, path = keras.config.backend(), os.fspath(path)
     if format not in _ENDINGS:
         raise ValueError(f"format must be one of {', '.join(_ENDINGS)}. Received: {format!r}.")
@@ -230,7 +230,7 @@ def _check(model, path, format) -> Path:
 
 
 def _write(layer, inputs, axes, path, format, verbose, **kwargs):
-    """Converts into a folder of its own first, so that nothing half-written appears at the path."""
+    """Converts into a temporary folder first, so that no incomplete file appears at the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         _convert(layer, inputs, axes, Path(folder, path.name), format, **kwargs)
@@ -242,8 +242,8 @@ def _write(layer, inputs, axes, path, format, verbose, **kwargs):
 
 
 def _convert(layer, inputs, axes, path, format, **kwargs):
-    # `layer` takes a dict of tensors and gives one, which is named "outputs", or a dict; `inputs`
-    # are `keras.Input` by name, `axes` the names of all axes of each input and output.
+    # `layer` takes a dict of tensors and returns a tensor, which is named "outputs", or a dict;
+    # `inputs` are `keras.Input` by name, `axes` the names of all axes of each input and output.
     outputs = _named(layer(inputs))
     sizes = {
         name: [axes[name][i] if size is None else size for i, size in enumerate(x.shape)]
@@ -257,7 +257,7 @@ def _convert(layer, inputs, axes, path, format, **kwargs):
     examples = {n: ops.ones([i or 1 for i in x.shape], x.dtype) for n, x in inputs.items()}
     model(_alone(examples))
     if keras.config.backend() == "jax":
-        # Of two inputs Keras takes the lengths to be independent.
+        # Keras would give two inputs independent lengths.
         shapes = {n: f"({', '.join(map(str, sizes[n]))},)" for n in inputs}
         kwargs = {"jax2tf_kwargs": {"polymorphic_shapes": [_alone(shapes)]}, **kwargs}
     model.export(os.fspath(path), format=format, verbose=False, **kwargs)
@@ -270,12 +270,12 @@ def _named(outputs):
 
 
 def _alone(inputs):
-    """The only input without its dict; several as they are."""
+    """Returns a single input without its dict, and several inputs as they are."""
     return next(iter(inputs.values())) if len(inputs) == 1 else inputs
 
 
 def _write_onnx_from_torch(layer, inputs, outputs, sizes, path, **kwargs):
-    """ONNX by PyTorch's newer converter; Keras calls the older one, which fails on free sizes."""
+    """Writes ONNX by PyTorch's newer converter: Keras's older one fails on free sizes."""
     import torch
 
     class Module(torch.nn.Module):
@@ -288,7 +288,7 @@ def _write_onnx_from_torch(layer, inputs, outputs, sizes, path, **kwargs):
 
     names = {axis for name in inputs for axis in sizes[name] if isinstance(axis, str)}
     free = {axis: torch.export.Dim(axis, min=1) for axis in names}
-    # An example's sizes must differ: equal ones are taken for one, and a 1 for a constant.
+    # Sizes of the examples differ: PyTorch takes equal sizes for the same one, a 1 for a constant.
     examples = dict(zip(sorted(names), itertools.count(2), strict=False))
     torch.onnx.export(
         Module().eval(),
