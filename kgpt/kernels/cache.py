@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kgpt.kernels.attention import softmax
 from kgpt.kernels.platform import has_accelerator, is_static_length
 
 PREFIXES_FROM = 128  # slots
@@ -42,7 +43,7 @@ def reference(query, keys, values, visible):
     keys, values = _first_slots(visible.shape[-1], keys, values)
     query = query * (1 / math.sqrt(query.shape[-1]))
     scores = ops.einsum("bhqd,bhkd->bhqk", query, keys)
-    weights = _softmax(scores, visible)
+    weights = softmax(scores, ops.expand_dims(visible, 1))
     return ops.einsum("bhqk,bhkd->bhqd", weights, values)
 
 
@@ -126,7 +127,7 @@ def keys_first(query, keys, values, visible):
     keys, values = _first_slots(visible.shape[-1], keys, values)
     query = _swap_last_axes(query * (1 / math.sqrt(query.shape[-1])))
     scores = _swap_last_axes(ops.matmul(keys, query))  # (batch, heads, new, seen)
-    return ops.matmul(_softmax(scores, visible), values)
+    return ops.matmul(softmax(scores, ops.expand_dims(visible, 1)), values)
 
 
 def in_blocks(query, keys, values, visible, block_size=BLOCK_SIZE):
@@ -183,10 +184,3 @@ def _first_slots(seen, keys, values):
 
 def _swap_last_axes(x):
     return ops.transpose(x, (0, 1, 3, 2))
-
-
-def _softmax(scores, visible):
-    """Returns the softmax over the visible slots, taken in float32 whatever the dtype is."""
-    bias = ops.where(ops.expand_dims(visible, 1), 0.0, -1e9)
-    weights = ops.softmax(ops.cast(scores, "float32") + bias)
-    return ops.cast(weights, scores.dtype)
