@@ -1,14 +1,23 @@
-"""The figures that tasks are scored by, computed over a whole set at once.
+"""Metrics: perplexity during training, and the scores of tasks over a whole set at once.
 
 Correlations and F1 are no means over batches, so `compile(metrics=...)`, which averages, is not the
 place for them: score predictions, or let `kgpt.callbacks.Scores` do it after each epoch.
 """
 
+import keras
 import numpy as np
 
 
+@keras.saving.register_keras_serializable(package="kgpt")
+class Perplexity(keras.metrics.Mean):
+    """`exp` of the mean loss per token, over all tokens since the last reset."""
+
+    def result(self):
+        return keras.ops.exp(super().result())
+
+
 def classification_scores(labels, logits) -> dict[str, float]:
-    """Accuracy, F1 and Matthews correlation (scikit-learn's).
+    """Returns accuracy, F1 and Matthews correlation (scikit-learn's).
 
     Args:
         labels: ints `(examples,)`: the right classes.
@@ -40,7 +49,7 @@ def classification_scores(labels, logits) -> dict[str, float]:
 
 
 def regression_scores(targets, outputs) -> dict[str, float]:
-    """Pearson and Spearman correlation (scipy's).
+    """Returns Pearson and Spearman correlation (scipy's).
 
     Args:
         targets: floats `(examples,)` or `(examples, outputs)`.

@@ -2,10 +2,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from oracles import gradients, numpy_cross_entropy, to_numpy
 
-from kgpt import losses
+from kgpt.losses import next_token_loss, next_token_targets
 
 BATCH, LENGTH, WIDTH, VOCABULARY = 2, 7, 12, 50
+TOKEN_IDS = np.arange(BATCH * LENGTH).reshape(BATCH, LENGTH)
 
 
 @pytest.fixture
@@ -24,51 +26,110 @@ def batch():
     return hidden_states, targets, weights
 
 
-def reference(hidden_states, matrix, targets, weights):
-    """Weighted loss and correct predictions by the formula, in float64."""
-    logits = hidden_states.astype("float64") @ matrix.T.astype("float64")
-    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    loss = -np.take_along_axis(log_softmax, targets[..., None], -1)[..., 0]
-    correct = logits.argmax(-1) == targets
-    return (loss * weights).sum(), (correct * weights).sum()
+def formula(hidden_states, matrix, targets, weights):
+    """Loss, correct predictions, and the loss's gradients for states and matrix, in float64."""
+    matrix = matrix.astype("float64")
+    logits = hidden_states.astype("float64") @ matrix.T
+    loss = (numpy_cross_entropy(logits, targets) * weights).sum()
+    correct = ((logits.argmax(-1) == targets) * weights).sum()
+    softmax = np.exp(logits - logits.max(-1, keepdims=True))
+    softmax /= softmax.sum(-1, keepdims=True)
+    d_logits = (softmax - np.eye(VOCABULARY)[targets]) * weights[..., None]
+    return loss, correct, d_logits @ matrix, np.einsum("btv,btd->vd", d_logits, hidden_states)
+
+
+# === which token scores each position ===
+
+
+def targets_and_weights(*args, **kwargs):
+    return [to_numpy(x) for x in next_token_targets(*args, **kwargs)]
+
+
+def test_each_position_is_scored_by_the_next_token_and_the_last_by_none():
+    targets, weights = targets_and_weights(TOKEN_IDS)
+
+    np.testing.assert_array_equal(targets[:, :-1], TOKEN_IDS[:, 1:])
+    np.testing.assert_array_equal(weights, np.tile([1, 1, 1, 1, 1, 1, 0], (BATCH, 1)))
+    assert weights.dtype == "float32"
+
+
+def test_targets_that_are_given_score_the_last_position_too():
+    given = TOKEN_IDS + 1
+
+    targets, weights = targets_and_weights(TOKEN_IDS, targets=given)
+
+    np.testing.assert_array_equal(targets, given)
+    np.testing.assert_array_equal(weights, np.ones((BATCH, LENGTH)))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32"])
+@pytest.mark.parametrize("is_given", [False, True])
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0]),
+        ([0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, None]),
+        ([1, 1, 0, 1, 1, 0, 1], [1, 0, 0, 1, 0, 0, None]),
+    ],
+    ids=["right", "left", "scattered"],
+)
+def test_padding_neither_scores_nor_is_scored(mask, expected, is_given, dtype):
+    expected = [is_given if weight is None else weight for weight in expected]
+    masks = np.tile(mask, (BATCH, 1)).astype(dtype)
+
+    _, weights = targets_and_weights(TOKEN_IDS, masks, targets=TOKEN_IDS if is_given else None)
+
+    np.testing.assert_array_equal(weights, np.tile(expected, (BATCH, 1)))
+
+
+def test_the_first_token_of_the_next_document_does_not_score():
+    segments = np.tile([3, 3, 3, 0, 0, 1, 1], (BATCH, 1))
+
+    _, weights = targets_and_weights(TOKEN_IDS, segment_ids=segments)
+
+    np.testing.assert_array_equal(weights, np.tile([1, 1, 0, 1, 0, 1, 0], (BATCH, 1)))
+
+
+# === the loss ===
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("rows_per_chunk", [1, 3, 7, 14, 100])
-def test_the_sums_are_those_of_the_formula_for_any_chunk(
-    embedding, batch, training, rows_per_chunk, monkeypatch
-):
-    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
-    monkeypatch.setattr(losses, "_MIN_ROWS_PER_CHUNK", rows_per_chunk)
+def test_the_sums_are_those_of_the_formula(embedding, batch, training):
     hidden_states, targets, weights = batch
     targets[0, :3] = (hidden_states[0, :3] @ embedding.get_weights()[0].T).argmax(-1)
 
-    loss, correct = losses.next_token_loss(
+    loss, correct = next_token_loss(
         ops.convert_to_tensor(hidden_states), embedding, targets, weights, training=training
     )
 
-    expected = reference(hidden_states, embedding.get_weights()[0], targets, weights)
-    np.testing.assert_allclose(ops.convert_to_numpy(ops.stop_gradient(loss)), expected[0], 1e-5)
-    np.testing.assert_allclose(ops.convert_to_numpy(ops.stop_gradient(correct)), expected[1], 1e-5)
+    expected = formula(hidden_states, embedding.get_weights()[0], targets, weights)
+    np.testing.assert_allclose(to_numpy(ops.stop_gradient(loss)), expected[0], 1e-5)
+    np.testing.assert_allclose(to_numpy(ops.stop_gradient(correct)), expected[1], 1e-5)
 
 
-def test_logits_of_a_thousand_do_not_overflow(embedding, batch):
+@pytest.mark.parametrize("factor", [1, 1e5], ids=["common", "huge"])
+def test_values_and_gradients_in_training_are_those_of_the_formula(embedding, batch, factor):
+    hidden_states, targets, weights = batch
+    embedding.set_weights([embedding.get_weights()[0] * factor])
+    states = keras.Variable(hidden_states)
+
+    def loss():
+        tensor = ops.convert_to_tensor(states)
+        return next_token_loss(tensor, embedding, targets, weights, training=True)[0]
+
+    found = [to_numpy(ops.stop_gradient(loss()))]
+    found += gradients(loss, [states, embedding.embeddings])
+
+    expected = formula(hidden_states, embedding.get_weights()[0], targets, weights)
+    for one, other in zip(found, (expected[0], *expected[2:]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+def test_huge_logits_do_not_overflow_in_evaluation(embedding, batch):
     hidden_states, targets, weights = batch
     embedding.set_weights([embedding.get_weights()[0] * 1e5])
 
-    loss, _ = losses.next_token_loss(
-        ops.convert_to_tensor(hidden_states), embedding, targets, weights
-    )
+    loss, _ = next_token_loss(ops.convert_to_tensor(hidden_states), embedding, targets, weights)
 
-    assert np.isfinite(ops.convert_to_numpy(loss))
-
-
-def test_perplexity_is_the_exponential_of_the_mean_over_all_tokens():
-    perplexity = losses.Perplexity()
-
-    perplexity.update_state(2.0, sample_weight=30)
-    perplexity.update_state(4.0, sample_weight=10)
-
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(perplexity.result()), np.exp((2 * 30 + 4 * 10) / 40), rtol=1e-6
-    )
+    expected = formula(hidden_states, embedding.get_weights()[0], targets, weights)[0]
+    np.testing.assert_allclose(to_numpy(loss), expected, rtol=1e-5)

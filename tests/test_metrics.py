@@ -1,13 +1,40 @@
+import importlib.util
 import math
 
+import keras
 import numpy as np
 import pytest
 
 from kgpt import metrics
 
-pytest.importorskip("sklearn", reason="scores come from scikit-learn and scipy (kgpt[scores])")
+needs_scores = pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None,
+    reason="scores come from scikit-learn and scipy (kgpt[scores])",
+)
 
 
+def test_perplexity_is_the_exponential_of_the_mean_over_all_tokens():
+    perplexity = metrics.Perplexity()
+
+    perplexity.update_state(2.0, sample_weight=30)
+    perplexity.update_state(4.0, sample_weight=10)
+
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(perplexity.result()), np.exp((2 * 30 + 4 * 10) / 40), rtol=1e-6
+    )
+
+
+def test_perplexity_loads_under_its_registered_name():
+    config = keras.saving.serialize_keras_object(metrics.Perplexity(name="p"))
+
+    loaded = keras.saving.deserialize_keras_object({**config, "module": "kgpt.losses"})
+
+    assert config["registered_name"] == "kgpt>Perplexity"
+    assert isinstance(loaded, metrics.Perplexity)
+    assert loaded.name == "p"
+
+
+@needs_scores
 def test_classes_are_scored_by_accuracy_f1_and_matthews_correlation():
     labels = [1, 1, 1, 0, 0, 1]
     predicted = np.array([1, 0, 1, 0, 1, 1])
@@ -20,17 +47,20 @@ def test_classes_are_scored_by_accuracy_f1_and_matthews_correlation():
     assert scores["matthews"] == pytest.approx((3 * 1 - 1 * 1) / math.sqrt(4 * 4 * 2 * 2))
 
 
+@needs_scores
 def test_f1_of_more_than_two_classes_is_the_mean_over_classes():
     scores = metrics.classification_scores([0, 1, 2, 2], np.eye(3)[[0, 1, 2, 1]])
 
     assert scores["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
 
 
+@needs_scores
 def test_a_model_that_always_says_the_same_has_no_correlation():
     assert metrics.classification_scores([0, 1, 1], np.zeros((3, 2)))["matthews"] == 0
     assert metrics.regression_scores([0, 1, 2], np.ones((3, 1))) == {"pearson": 0, "spearman": 0}
 
 
+@needs_scores
 def test_numbers_are_scored_by_correlation():
     targets = np.array([0.0, 1.0, 2.0, 10.0])
     outputs = np.array([[1.0], [2.0], [3.0], [4.0]])
@@ -41,6 +71,7 @@ def test_numbers_are_scored_by_correlation():
     assert scores["pearson"] == pytest.approx(np.corrcoef(targets, outputs[:, 0])[0, 1])
 
 
+@needs_scores
 def test_scores_of_several_outputs_are_averaged():
     targets = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
     outputs = np.array([[0.0, 2.0], [1.0, 1.0], [2.0, 0.0]])
@@ -48,6 +79,7 @@ def test_scores_of_several_outputs_are_averaged():
     assert metrics.regression_scores(targets, outputs)["spearman"] == pytest.approx(0.0)
 
 
+@needs_scores
 @pytest.mark.parametrize(
     ("score", "shapes"),
     [

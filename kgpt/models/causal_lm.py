@@ -1,26 +1,28 @@
-"""The language model: the body and a next-token head tied to its token embedding."""
+"""The language model: the backbone and a next-token head tied to its token embedding."""
 
 import keras
 from keras import ops
 
 from kgpt import generation
-from kgpt.losses import Perplexity, next_token_loss
+from kgpt.losses import next_token_loss, next_token_targets
+from kgpt.metrics import Perplexity
 from kgpt.models.backbone import complete_inputs
 from kgpt.models.task import Task
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
 class CausalLM(Task):
-    """A GPT that gives the logits of the next token at each position.
+    """A GPT whose outputs are the logits of the next token at each position.
 
     `P(next) = softmax(h_L E^T)` (GPT-1, equation 2), tied to the token embedding `E`, no bias.
 
     `compile()` with no loss trains by next-token cross-entropy, equation 1 of GPT-1, as a mean over
     the tokens that count. Its targets, `y`, are the next tokens: `fit(token_ids, next_token_ids)`.
-    Without `y` they are the token ids themselves, shifted by one. What counts is said by
-    `sample_weight`, `(batch,)` or `(batch, length)`; without it, all positions but those whose next
-    token is padding by `padding_mask` or belongs to another document by `segment_ids`. Reported are
-    `loss` (nats per token), `perplexity` and `accuracy`, exact over all tokens.
+    Without `y` they are the token ids themselves, shifted by one. A position counts as much as
+    `sample_weight` says, `(batch,)` or `(batch, length)`; without it, all positions count alike
+    where they and their next tokens are no padding by `padding_mask` and of one document by
+    `segment_ids`. Reported are `loss` (nats per token), `perplexity` and `accuracy`, exact over all
+    tokens.
 
     Args:
         backbone: a `GPTBackbone`.
@@ -73,7 +75,13 @@ class CausalLM(Task):
         return self.backbone.embedding(hidden_states, reverse=True)
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
-        targets, weights = _targets_and_weights(x, y, sample_weight)
+        if y is not None:
+            y = ops.convert_to_tensor(y)
+            y = ops.squeeze(y, axis=-1) if len(y.shape) == 3 else y
+        targets, weights = next_token_targets(**x, targets=y)
+        if sample_weight is not None:
+            given = ops.cast(sample_weight, "float32")
+            weights = ops.ones_like(weights) * (given[:, None] if len(given.shape) == 1 else given)
         loss_sum, correct = next_token_loss(
             hidden_states, self.backbone.token_embedding, targets, weights, training
         )
@@ -88,41 +96,11 @@ class CausalLM(Task):
         return total
 
     def generate(self, prompts, max_new_tokens=100, **kwargs):
-        """Continues text or token ids; see `kgpt.generation.generate`."""
+        """Continues text or token ids, as `kgpt.generation.generate` does."""
         return generation.generate(self, prompts, max_new_tokens, **kwargs)
 
     def export_generation_step(self, filepath, format="onnx", verbose=True, **kwargs):
-        """Writes one cached step; see `kgpt.convert.export.export_generation_step`."""
+        """Writes one cached step, as `kgpt.convert.export.export_generation_step` does."""
         from kgpt.convert.export import export_generation_step
 
         export_generation_step(self, filepath, format, verbose=verbose, **kwargs)
-
-
-def _targets_and_weights(x, y, sample_weight):
-    """The next token of each position and what it counts, both `(batch, length)`."""
-    token_ids = x["token_ids"]
-    targets = _next(token_ids) if y is None else ops.convert_to_tensor(y)
-    if targets.shape[-1] == 1 and len(targets.shape) == 3:
-        targets = targets[..., 0]
-    ones = ops.ones_like(token_ids, dtype="float32")
-    if sample_weight is not None:
-        weights = ops.cast(sample_weight, "float32")
-        weights = weights[:, None] if len(weights.shape) == 1 else weights
-        return targets, ones * weights
-    weights = ones
-    if y is None:
-        weights = weights * ops.cast(
-            ops.arange(ops.shape(ones)[1]) + 1 < ops.shape(ones)[1], "float32"
-        )
-    if x["padding_mask"] is not None:
-        weights = weights * ops.cast(_next(x["padding_mask"]), "float32")
-    if x["segment_ids"] is not None:
-        same = ops.equal(_next(x["segment_ids"]), x["segment_ids"])
-        weights = weights * ops.cast(same, "float32")
-    return targets, weights
-
-
-def _next(x):
-    """Each position's successor; the last position, whose successor is unknown, has itself."""
-    x = ops.convert_to_tensor(x)
-    return ops.concatenate([x[:, 1:], x[:, -1:]], axis=1)

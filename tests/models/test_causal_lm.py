@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 import kgpt
-from kgpt import losses
 
 VOCABULARY, LENGTH = 50, 9
 ROWS = 21
+# A vocabulary whose logits are computed for so many rows at a time.
+LARGE, LARGE_CHUNK = 5600, 768
 
 
-def make_lm(seed=0, **overrides):
+def make_lm(seed=0, vocabulary=VOCABULARY, **overrides):
     keras.utils.set_random_seed(seed)
     sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 12, "max_sequence_length": 16}
-    return kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, **{**sizes, "dropout": 0.0, **overrides}))
+    return kgpt.CausalLM(kgpt.GPTBackbone(vocabulary, **{**sizes, "dropout": 0.0, **overrides}))
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +87,11 @@ def test_evaluate_gives_a_list_in_the_order_of_the_names(tokens):
     np.testing.assert_allclose(figures[1], np.exp(figures[0]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows_per_chunk", [5, 1000])
+@pytest.mark.parametrize("repeats", [1, 5], ids=["one chunk", "several chunks"])
 def test_a_step_with_the_own_loss_is_the_step_with_keras_loss_on_all_logits(
-    tokens, weights, rows_per_chunk, monkeypatch
+    tokens, weights, repeats
 ):
-    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
-    monkeypatch.setattr(losses, "_MIN_ROWS_PER_CHUNK", rows_per_chunk)
-    own, plain = make_lm(), make_lm()
+    own, plain = (make_lm(vocabulary=LARGE) for _ in range(2))
     own.compile(keras.optimizers.SGD(1.0))
     plain.compile(
         keras.optimizers.SGD(1.0),
@@ -101,7 +100,8 @@ def test_a_step_with_the_own_loss_is_the_step_with_keras_loss_on_all_logits(
         ),
     )
     before = own.get_weights()
-    x, y = tokens
+    x, y, weights = (np.repeat(array, repeats, axis=0) for array in (*tokens, weights))
+    assert (x.size > LARGE_CHUNK) == (repeats > 1)
 
     own_loss = own.train_on_batch(x, y, weights, return_dict=True)["loss"]
     plain_loss = plain.train_on_batch(x, y, weights, return_dict=True)["loss"]
@@ -113,23 +113,21 @@ def test_a_step_with_the_own_loss_is_the_step_with_keras_loss_on_all_logits(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_no_step_makes_all_logits_at_once(tokens, training, monkeypatch):
-    monkeypatch.setattr(losses, "_LOGITS_PER_CHUNK", 0)
-    monkeypatch.setattr(losses, "_MIN_ROWS_PER_CHUNK", 10)
-    shapes = []
-    statistics = losses._token_statistics
+def test_no_step_computes_all_logits_at_once(tokens, training, monkeypatch):
+    shapes, softmax = [], keras.ops.softmax
     monkeypatch.setattr(
-        losses, "_token_statistics", lambda z, t: shapes.append(tuple(z.shape)) or statistics(z, t)
+        keras.ops, "softmax", lambda x, *args: shapes.append(tuple(x.shape)) or softmax(x, *args)
     )
-    lm = make_lm()
+    lm = make_lm(vocabulary=LARGE)
     lm.compile("sgd", run_eagerly=True)
+    tokens = [np.repeat(array, 5, axis=0) for array in tokens]
 
     step = lm.train_on_batch if training else lm.test_on_batch
     step(*tokens)
 
-    assert shapes
-    assert all(rows <= 10 and width == VOCABULARY for rows, width in shapes)
-    assert lm.outputs_in_step(None, None) is None
+    rows = [shape[0] for shape in shapes if shape[-1] == LARGE]
+    assert rows
+    assert max(rows) <= LARGE_CHUNK < tokens[0].size
 
 
 def test_without_targets_the_next_token_of_the_input_is_predicted(tokens):
