@@ -1,4 +1,4 @@
-"""The body of a GPT: embedding and decoder blocks, as a functional model; and its presets."""
+"""The body of a GPT: embedding and decoder blocks, as a functional model."""
 
 import math
 import numbers
@@ -8,46 +8,27 @@ import keras
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import FromRightPadding, ToRightPadding
+from kgpt.models import lora
+from kgpt.models.presets import PRESETS
+from kgpt.models.quantization import apply_quantization, quantization_config
 
-_GPT1 = {
-    "vocabulary_size": 40478,
-    "num_layers": 12,
-    "num_heads": 12,
-    "hidden_dim": 768,
-    "max_sequence_length": 512,
-    "norm_first": False,
-}
-_GPT2 = {"vocabulary_size": 50257, "max_sequence_length": 1024}
-
-# Architectures only. The first five are the papers'; the last three train on a laptop.
-PRESETS = {
-    "gpt1": _GPT1,
-    "gpt2": {**_GPT2, "num_layers": 12, "num_heads": 12, "hidden_dim": 768},
-    "gpt2_medium": {**_GPT2, "num_layers": 24, "num_heads": 16, "hidden_dim": 1024},
-    "gpt2_large": {**_GPT2, "num_layers": 36, "num_heads": 20, "hidden_dim": 1280},
-    "gpt2_xl": {**_GPT2, "num_layers": 48, "num_heads": 25, "hidden_dim": 1600},
-    "gpt_nano": {
-        "vocabulary_size": 4096,
-        "num_layers": 3,
-        "num_heads": 3,
-        "hidden_dim": 96,
-        "max_sequence_length": 128,
-    },
-    "gpt_micro": {
-        "vocabulary_size": 8192,
-        "num_layers": 4,
-        "num_heads": 4,
-        "hidden_dim": 192,
-        "max_sequence_length": 256,
-    },
-    "gpt_mini": {
-        "vocabulary_size": 8192,
-        "num_layers": 6,
-        "num_heads": 6,
-        "hidden_dim": 384,
-        "max_sequence_length": 256,
-    },
-}
+# The constructor's arguments that are attributes and entries of the config under the same name.
+_OPTIONS = (
+    "vocabulary_size",
+    "num_layers",
+    "num_heads",
+    "hidden_dim",
+    "intermediate_dim",
+    "dropout",
+    "max_sequence_length",
+    "norm_first",
+    "activation",
+    "layer_norm_epsilon",
+    "query_key_norm",
+    "rotary_positions",
+    "zero_init_residual",
+    "attention_dropout",
+)
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -69,13 +50,13 @@ class GPTBackbone(keras.Model):
         intermediate_dim: int. Inner width of the feed-forward networks; 4 x `hidden_dim` if None.
         dropout: float in [0, 1). Used on the embedding and each sub-layer's output.
         max_sequence_length: int. Length of the longest sequence; the number of learned positions.
-        norm_first: bool. True is GPT-2's block, False is GPT-1's; see `DecoderBlock`.
-        activation: name or function in the feed-forward networks; `"gelu_tanh"` is GPT's.
-            `"relu_squared"` is a later one; see `FeedForward`.
+        norm_first: bool. True is GPT-2's block, False is GPT-1's.
+        activation: name or function in the feed-forward networks; `"gelu_tanh"` is GPT's,
+            `"relu_squared"` a later one.
         layer_norm_epsilon: float. Added to the variance in layer norms.
-        query_key_norm: bool. RMS norm of each head's queries and keys; see `CausalSelfAttention`.
-        rotary_positions: bool. Positions turn queries and keys in each block, in place of learned
-            vectors in the embedding; see `kgpt.layers.attention.rotate`.
+        query_key_norm: bool. RMS norm of each head's queries and keys.
+        rotary_positions: bool. Positions rotate queries and keys in each block, in place of learned
+            vectors in the embedding.
         zero_init_residual: bool. Whether the maps that end in the residual stream start at 0, so
             that each block starts as the identity (Goyal et al. 2017, section 5.1).
         attention_dropout: float in [0, 1). Used on the attention weights; `dropout` if None. Set
@@ -121,112 +102,40 @@ class GPTBackbone(keras.Model):
         dtype=None,
         **kwargs,
     ):
-        if intermediate_dim is None:
-            intermediate_dim = 4 * hidden_dim
-        (
-            vocabulary_size,
-            num_layers,
-            num_heads,
-            hidden_dim,
-            intermediate_dim,
-            max_sequence_length,
-        ) = _check_sizes(
-            vocabulary_size=vocabulary_size,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            hidden_dim=hidden_dim,
-            intermediate_dim=intermediate_dim,
-            max_sequence_length=max_sequence_length,
-        )
+        options = {name: value for name, value in locals().items() if name in _OPTIONS}
+        options.update(_checked_sizes(options))
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         # === Layers ===
-        residual_scale = 0.02 / math.sqrt(2 * num_layers) if norm_first else 0.02
-        residual_initializer = keras.initializers.RandomNormal(stddev=residual_scale)
-        if zero_init_residual:
-            residual_initializer = keras.initializers.Zeros()
-        embedding = TokenAndPositionEmbedding(
-            vocabulary_size,
-            max_sequence_length,
-            hidden_dim,
-            dropout=dropout,
-            position_initializer=keras.initializers.RandomNormal(
-                stddev=0.01 if norm_first else 0.02
-            ),
-            learned_positions=not rotary_positions,
-            dtype=policy,
-            name="embedding",
-        )
-        decoder_blocks = [
-            DecoderBlock(
-                num_heads,
-                intermediate_dim,
-                dropout=dropout,
-                norm_first=norm_first,
-                activation=activation,
-                layer_norm_epsilon=layer_norm_epsilon,
-                residual_initializer=residual_initializer,
-                query_key_norm=query_key_norm,
-                rotary_positions=rotary_positions,
-                attention_dropout=attention_dropout,
-                dtype=policy,
-                name=f"decoder_block_{i}",
-            )
-            for i in range(num_layers)
-        ]
-        final_norm = None
-        if norm_first:
-            final_norm = LayerNorm(epsilon=layer_norm_epsilon, dtype=policy, name="final_norm")
+        embedding, decoder_blocks, final_norm = _make_layers(options, policy)
 
         # === Functional model ===
         token_ids = keras.Input((None,), dtype="int32", name="token_ids")
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask", optional=True)
         segment_ids = keras.Input((None,), dtype="int32", name="segment_ids", optional=True)
         # Padding is moved to the end of each row once, for all blocks, and back at the end.
-        to_right = [ToRightPadding(name=f"{name}_to_right_padding") for name in ("ids", "segments")]
-        ids = to_right[0](token_ids, padding_mask)
-        segments = to_right[1](segment_ids, padding_mask)
+        ids = ToRightPadding(name="ids_to_right_padding")(token_ids, padding_mask)
+        segments = ToRightPadding(name="segments_to_right_padding")(segment_ids, padding_mask)
         h = embedding(ids, segment_ids=segments)
         for block in decoder_blocks:
             h = block(h, segment_ids=segments)
         if final_norm is not None:
             h = final_norm(h)
         h = FromRightPadding(dtype=policy, name="from_right_padding")(h, padding_mask)
-        super().__init__(
-            inputs={
-                "token_ids": token_ids,
-                "padding_mask": padding_mask,
-                "segment_ids": segment_ids,
-            },
-            outputs=h,
-            **kwargs,
-        )
+        inputs = (token_ids, padding_mask, segment_ids)
+        super().__init__(inputs={x.name: x for x in inputs}, outputs=h, **kwargs)
 
         # === Config ===
-        self.embedding = embedding
-        self.decoder_blocks = decoder_blocks
-        self.final_norm = final_norm
+        self.embedding, self.decoder_blocks, self.final_norm = embedding, decoder_blocks, final_norm
         self.dtype_policy = policy
-        self.vocabulary_size = vocabulary_size
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.hidden_dim = hidden_dim
-        self.intermediate_dim = intermediate_dim
-        self.dropout = dropout
-        self.max_sequence_length = max_sequence_length
-        self.norm_first = norm_first
-        self.activation = self.decoder_blocks[0].feed_forward.activation
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.query_key_norm = query_key_norm
-        self.rotary_positions = rotary_positions
-        self.zero_init_residual = zero_init_residual
-        self.attention_dropout = attention_dropout
-        self.lora_rank = None
-        self.lora_alpha = None
+        self.lora_rank = self.lora_alpha = None
+        for name, value in options.items():
+            setattr(self, name, value)
+        self.activation = decoder_blocks[0].feed_forward.activation
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "GPTBackbone":
-        """A backbone of a known size, with fresh weights.
+        """Returns a backbone of a known size, with new weights.
 
         Args:
             name: one of `kgpt.GPTBackbone.presets()`, such as `"gpt1"` or `"gpt_mini"`.
@@ -243,23 +152,23 @@ class GPTBackbone(keras.Model):
 
     @classmethod
     def presets(cls) -> list[str]:
-        """The names that `from_preset` knows."""
+        """Returns the names that `from_preset` takes."""
         return list(PRESETS)
 
     @property
     def token_embedding(self):
-        """The `keras.layers.ReversibleEmbedding` that the output is tied to."""
+        """Returns the `keras.layers.ReversibleEmbedding` that the output is tied to."""
         return self.embedding.token_embedding
 
     def with_vocabulary_size(self, vocabulary_size: int) -> "GPTBackbone":
-        """A backbone with more tokens, such as those of a task, that keeps what was learned.
+        """Returns a backbone with these weights and more tokens, such as those of a task.
 
         Args:
             vocabulary_size: int. The number of tokens that the new backbone has.
 
         Returns:
-            A backbone of its own with this one's weights and, after the learned rows of the token
-            embedding, fresh ones at N(0, 0.02). This backbone itself if the size is the same.
+            A new `GPTBackbone` with this one's weights; the rows of the token embedding that are
+            added start at N(0, 0.02). This backbone itself if the size is the same.
 
         Raises:
             ValueError: if there would be fewer tokens, or with LoRA or quantized weights.
@@ -317,73 +226,9 @@ class GPTBackbone(keras.Model):
 
     # === LoRA ===
 
-    def enable_lora(self, rank: int, alpha: float | None = None):
-        """Freezes the body and trains low-rank additions to its matrices (Hu et al. 2021).
-
-        Each matrix `W` of attention and feed-forward becomes `W + alpha / rank x A B` by Keras's
-        own `Dense.enable_lora`. Do this before `compile`. For GPT-1 at rank 8, 1.0% of the weights
-        are trained. Saving merges the additions into the matrices; a model that was loaded can
-        be trained further, with fresh additions.
-
-        Args:
-            rank: int. Inner width of the additions.
-            alpha: float. Scale of the additions; `rank` if None.
-
-        Raises:
-            ValueError: for a rank below 1, and if LoRA is enabled already.
-        """
-        is_count = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-        if not is_count or rank < 1 or self.lora_rank is not None:
-            raise ValueError(
-                "enable_lora takes a rank of at least 1, once. "
-                f"Received: rank={rank!r}, for a backbone with lora_rank={self.lora_rank}."
-            )
-        for layer in [self.embedding, *self.decoder_blocks, self.final_norm]:
-            for variable in [] if layer is None else layer.trainable_variables:
-                variable.trainable = False
-        for layer in self._lora_layers():
-            layer.enable_lora(int(rank), lora_alpha=alpha)
-        self.lora_rank, self.lora_alpha = int(rank), alpha
-
-    def merge_lora(self):
-        """Adds LoRA's products to the matrices for good and makes all weights trainable again.
-
-        The outputs stay as they are. Compile the model again before training it further.
-
-        Raises:
-            ValueError: without LoRA, and for quantized weights.
-        """
-        if self.lora_rank is None or self.get_config().get("quantization"):
-            raise ValueError(
-                "Only a backbone with LoRA over plain weights can be merged. Received: one with "
-                f"lora_rank={self.lora_rank} and dtype={self.dtype_policy.name!r}."
-            )
-        for layer in self._lora_layers():
-            layer._kernel.assign(layer.kernel)  # the property adds the product
-            layer.lora_enabled = False
-            for variable in (layer.lora_kernel_a, layer.lora_kernel_b):
-                layer._untrack_variable(variable)
-            layer.lora_kernel_a = layer.lora_kernel_b = None
-        self.lora_rank = self.lora_alpha = None
-        for layer in self._flatten_layers(include_self=False):
-            for variable in layer._trainable_variables:
-                variable.trainable = True
-
-    def revive_lora(self):
-        """Starts new additions where both factors are zero, as Keras leaves them after loading.
-
-        Of such factors no gradient ever comes.
-        """
-        for layer in self._lora_layers() if self.lora_rank else []:
-            factors = layer.lora_kernel_a, layer.lora_kernel_b
-            if not any(keras.ops.any(keras.ops.not_equal(factor, 0)) for factor in factors):
-                a = layer.lora_kernel_a
-                a.assign(keras.initializers.HeUniform()(a.shape, dtype=a.dtype))
-
-    def _lora_layers(self):
-        for block in self.decoder_blocks:
-            yield from (block.attention.query_key_value, block.attention.output_projection)
-            yield from (block.feed_forward.expansion, block.feed_forward.output_projection)
+    enable_lora = lora.enable_lora
+    merge_lora = lora.merge_lora
+    revive_lora = lora.revive_lora
 
     # === Keras's entry points ===
 
@@ -400,23 +245,11 @@ class GPTBackbone(keras.Model):
 
     def get_config(self):
         return {
+            **{name: getattr(self, name) for name in _OPTIONS},
+            "activation": keras.activations.serialize(self.activation),
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "vocabulary_size": self.vocabulary_size,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "hidden_dim": self.hidden_dim,
-            "intermediate_dim": self.intermediate_dim,
-            "dropout": self.dropout,
-            "max_sequence_length": self.max_sequence_length,
-            "norm_first": self.norm_first,
-            "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "query_key_norm": self.query_key_norm,
-            "rotary_positions": self.rotary_positions,
-            "zero_init_residual": self.zero_init_residual,
-            "attention_dropout": self.attention_dropout,
             "quantization": quantization_config(self),
             "lora_rank": self.lora_rank,
             "lora_alpha": self.lora_alpha,
@@ -434,37 +267,11 @@ class GPTBackbone(keras.Model):
         return backbone
 
 
-def quantization_config(model, without=None) -> list[dict]:
-    """Which layers of a model are quantized and how, for the model's config.
+def complete_inputs(inputs):
+    """Returns the inputs of a backbone as the full dict; what is left out is None.
 
     Args:
-        model: a Keras model.
-        without: optional model inside it whose layers are left out.
-
-    Returns:
-        list of dicts: `"layers"`, their paths, and `"config"`, which they have in common.
-    """
-    left_out = [] if without is None else [id(layer) for layer in without._flatten_layers()]
-    groups = []
-    for layer in model._flatten_layers():
-        if layer.quantization_mode is None or id(layer) in left_out:
-            continue
-        config = keras.saving.serialize_keras_object(layer.quantization_config)
-        if not any(group["config"] == config for group in groups):
-            groups.append({"layers": [], "config": config})
-        next(g for g in groups if g["config"] == config)["layers"].append(layer.path)
-    return groups
-
-
-def apply_quantization(model, groups):
-    """Quantizes the layers of a fresh model as `quantization_config` says, for weights to come."""
-    for group in groups or []:
-        config = keras.saving.deserialize_keras_object(group["config"])
-        model.quantize(config=config, filters=lambda layer, g=group: layer.path in g["layers"])
-
-
-def complete_inputs(inputs):
-    """Model inputs as the full dict: token ids alone are enough, what is left out is None.
+        inputs: token ids, or a dict with at least `"token_ids"`.
 
     Raises:
         ValueError: if `token_ids` is missing or a name is unknown.
@@ -472,8 +279,8 @@ def complete_inputs(inputs):
     names = ("token_ids", "padding_mask", "segment_ids")
     is_dict = isinstance(inputs, dict)
     if not is_dict and not isinstance(inputs, (list, tuple)):
-        return {"token_ids": inputs, "padding_mask": None, "segment_ids": None}
-    if not is_dict or "token_ids" not in inputs or set(inputs) - set(names):
+        inputs = {"token_ids": inputs}
+    elif not is_dict or "token_ids" not in inputs or set(inputs) - set(names):
         received = f"a dict with {sorted(inputs)}" if is_dict else f"a {type(inputs).__name__}"
         raise ValueError(
             'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask" '
@@ -482,8 +289,46 @@ def complete_inputs(inputs):
     return {name: inputs.get(name) for name in names}
 
 
-def _check_sizes(**sizes):
-    """The sizes as plain ints (numpy's come in too), once they fit each other."""
+def _make_layers(options, policy):
+    """Returns the embedding, the list of decoder blocks, and the last norm or None."""
+    norm_first = options["norm_first"]
+    residual_scale = 0.02 / math.sqrt(2 * options["num_layers"]) if norm_first else 0.02
+    residual_initializer = keras.initializers.RandomNormal(stddev=residual_scale)
+    if options["zero_init_residual"]:
+        residual_initializer = keras.initializers.Zeros()
+    embedding = TokenAndPositionEmbedding(
+        options["vocabulary_size"],
+        options["max_sequence_length"],
+        options["hidden_dim"],
+        dropout=options["dropout"],
+        position_initializer=keras.initializers.RandomNormal(stddev=0.01 if norm_first else 0.02),
+        learned_positions=not options["rotary_positions"],
+        dtype=policy,
+        name="embedding",
+    )
+    shared = ("num_heads", "intermediate_dim", "dropout", "norm_first", "activation")
+    shared += ("layer_norm_epsilon", "query_key_norm", "rotary_positions", "attention_dropout")
+    blocks = [
+        DecoderBlock(
+            **{name: options[name] for name in shared},
+            residual_initializer=residual_initializer,
+            dtype=policy,
+            name=f"decoder_block_{i}",
+        )
+        for i in range(options["num_layers"])
+    ]
+    if not norm_first:
+        return embedding, blocks, None
+    epsilon = options["layer_norm_epsilon"]
+    return embedding, blocks, LayerNorm(epsilon=epsilon, dtype=policy, name="final_norm")
+
+
+def _checked_sizes(options):
+    """Returns the sizes among the options as plain ints, or raises ValueError."""
+    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+    sizes = {name: options[name] for name in (*names, "max_sequence_length")}
+    if sizes["intermediate_dim"] is None:
+        sizes["intermediate_dim"] = 4 * sizes["hidden_dim"]
     for name, size in sizes.items():
         if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be an int of at least 1. Received: {name}={size!r}.")
@@ -494,4 +339,4 @@ def _check_sizes(**sizes):
             f"num_heads must divide hidden_dim. Received: num_heads={sizes['num_heads']}, "
             f"hidden_dim={sizes['hidden_dim']}. Try num_heads={nearest}."
         )
-    return [int(size) for size in sizes.values()]
+    return {name: int(size) for name, size in sizes.items()}
