@@ -69,10 +69,11 @@ class CausalLM(Task):
         hidden_states = self.backbone.compute_output_spec(inputs)
         return self.backbone.embedding.compute_output_spec(hidden_states, reverse=True)
 
-    def outputs_in_step(self, inputs, hidden_states):
+    def states_and_outputs(self, inputs):
+        hidden_states = self.backbone(inputs)
         if self._compile_metrics is None:
-            return None
-        return self.backbone.embedding(hidden_states, reverse=True)
+            return hidden_states, None
+        return hidden_states, self.backbone.embedding(hidden_states, reverse=True)
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
         if y is not None:

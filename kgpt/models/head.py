@@ -1,19 +1,19 @@
-"""What all heads for fine-tuning have in common: one vector for each sequence, and two losses."""
+"""The base of all heads for fine-tuning: one vector for each sequence, and two losses."""
 
 import keras
 from keras import ops, tree
 
 from kgpt import recipes
 from kgpt.data.tasks import TaskBatches
-from kgpt.losses import next_token_loss
+from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.models.task import UNKNOWN_STEPS, Task
 
 
 class Head(Task):
     """A model that reads whole sequences: the base of `TextClassifier` and the like, and of yours.
 
-    The state of each sequence's last real token, which is the classify token, goes to a head; what
-    the head gives is the output (GPT-1, section 3.2). The loss, a mean over the batch, is
+    The output is the head's map of the state of each sequence's last real token, the classify token
+    (GPT-1, section 3.2). The loss, a mean over the batch, is
 
         task loss + lm_loss_weight x language-model loss                 (GPT-1, equation 5)
 
@@ -21,7 +21,7 @@ class Head(Task):
     over sequences, computed in chunks. `fit` and `evaluate` report `loss`, its parts `task_loss`
     and `lm_loss`, and the head's metrics. `compile(loss=...)` is plain Keras and replaces all this.
 
-    A head of your own is a subclass that gives `task_loss`, and register it as Keras asks for::
+    To write your own head, subclass `Head`, define `task_loss`, and register the class with Keras::
 
         @keras.saving.register_keras_serializable()
         class RewardModel(kgpt.Head):
@@ -33,12 +33,12 @@ class Head(Task):
 
     Args:
         backbone: the `GPTBackbone` underneath, shared and not copied.
-        head: Keras layer, or function of layers made before, from float `(batch, sequences,
+        head: Keras layer, or function that calls existing layers, from float `(batch, sequences,
             hidden_dim)` to the outputs.
         tokenizer: optional `kgpt.Tokenizer`, for text in and out; saved in the model's file.
         lm_loss_weight: float, at least 0. The paper's lambda; at 0 there is no second loss.
-        num_sequences: int. How many sequences an example has; None for any number.
-        task_metrics: Keras metrics of `(y, outputs)` that are reported too.
+        num_sequences: int. Number of sequences in an example; None for any number.
+        task_metrics: Keras metrics of `(y, outputs)` to report as well.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
@@ -73,15 +73,19 @@ class Head(Task):
             "padding_mask": keras.Input(shape, dtype="bool", name="padding_mask"),
         }
         last_states = LastTokenStates(dtype=backbone.dtype_policy, name="last_states")
-        hidden_states = backbone(MergeSequences(name="merge_sequences")(inputs))
-        states = last_states(hidden_states, inputs["padding_mask"])
-        super().__init__(backbone, inputs, head(states), tokenizer=tokenizer, **kwargs)
+        merge = MergeSequences(name="merge_sequences")
+
+        def states_and_outputs(inputs):
+            hidden_states = backbone(merge(inputs))
+            return hidden_states, head(last_states(hidden_states, inputs["padding_mask"]))
+
+        _, outputs = states_and_outputs(inputs)
+        super().__init__(backbone, inputs, outputs, tokenizer=tokenizer, **kwargs)
 
         # === Config ===
+        self.states_and_outputs = states_and_outputs
         self.lm_loss_weight = lm_loss_weight
         self.num_sequences = num_sequences
-        self._head = head
-        self._last_states = last_states
         names = ["loss", "task_loss", "lm_loss"] if lm_loss_weight else ["loss", "task_loss"]
         self.own_metrics = [*(keras.metrics.Mean(name=name) for name in names), *task_metrics]
         self._num_losses = len(names)
@@ -89,7 +93,7 @@ class Head(Task):
     # === For subclasses ===
 
     def task_loss(self, y, outputs):
-        """The loss of each example.
+        """Returns the loss of each example.
 
         Args:
             y: labels or targets as in the data; None where the data has none.
@@ -101,18 +105,12 @@ class Head(Task):
         raise NotImplementedError(f"{type(self).__name__} must define task_loss(y, outputs).")
 
     def check_targets(self, y):
-        """Raises ValueError for labels or targets that the head can't learn; None is no labels."""
+        """Raises ValueError for labels or targets that the head can't learn; None for no labels."""
 
     # === Keras's entry points ===
 
     def standardize_inputs(self, inputs):
         return standardize_sequences(inputs, self.num_sequences)
-
-    def hidden_states(self, inputs, training=None):
-        return self.backbone(merge_sequences(inputs), training=training)
-
-    def outputs_in_step(self, inputs, hidden_states):
-        return self._head(self._last_states(hidden_states, inputs["padding_mask"]))
 
     def compute_output_spec(self, inputs, training=None, mask=None):
         return super().compute_output_spec(self.standardize_inputs(inputs))
@@ -124,7 +122,7 @@ class Head(Task):
         self.check_targets(targets_of(x, y))
 
     def check_task(self, batches):
-        """Raises ValueError for batches made for another head."""
+        """Raises ValueError for batches of another kind of head."""
         sequences = batches.sequences_per_example
         if self.num_sequences is not None and sequences != self.num_sequences:
             raise ValueError(
@@ -139,7 +137,7 @@ class Head(Task):
         return super().evaluate(x, y, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
-        """As `keras.Model.predict`; rows of task batches come in the order of the texts."""
+        """Predicts as `keras.Model` does; rows of task batches are in the order of the texts."""
         if not isinstance(x, TaskBatches):
             return super().predict(x, *args, **kwargs)
         x = x.in_order_of_length()
@@ -175,16 +173,9 @@ class Head(Task):
         return total
 
     def _lm_loss(self, x, hidden_states, weights, training):
-        """The language-model loss: mean over a sequence, then over sequences, then weighted."""
+        """Returns the language-model loss: mean over tokens, then sequences, then weighted."""
         sequences = x["token_ids"].shape[1] or ops.shape(x["token_ids"])[1]
-        flat = merge_sequences(x)
-        token_ids, mask = flat["token_ids"], ops.cast(flat["padding_mask"], "float32")
-        # Position t is scored by token t + 1, where both are real.
-        targets = ops.roll(token_ids, -1, axis=1)
-        counts = mask * ops.roll(mask, -1, axis=1)  # (batch * sequences, length)
-        counts = counts * ops.cast(
-            ops.arange(1, ops.shape(mask)[1] + 1) < ops.shape(mask)[1], "float32"
-        )
+        targets, counts = next_token_targets(**merge_sequences(x))  # (batch * sequences, length)
         weights = ops.repeat(weights / ops.cast(sequences, "float32"), sequences)
         shares = ops.divide_no_nan(counts, ops.sum(counts, axis=1, keepdims=True))
         is_learning = training and bool(self.backbone.trainable_variables)
@@ -198,7 +189,7 @@ class Head(Task):
         return loss
 
     def check_tokenizer(self):
-        """Raises ValueError if there is no tokenizer to read text with."""
+        """Raises ValueError if the model has no tokenizer."""
         if self.tokenizer is None:
             raise ValueError(
                 "To predict from text, a model needs its tokenizer. Received: a "
@@ -211,12 +202,17 @@ class Head(Task):
 
 
 def targets_of(x, y):
-    """The labels or targets of what `fit` and `evaluate` take, where they are known now."""
+    """Returns the labels or targets of what `fit` and `evaluate` take, if they are known now."""
     return x.labels if isinstance(x, TaskBatches) else y
 
 
 def standardize_sequences(inputs, num_sequences=None):
-    """Inputs as a dict of tensors `(batch, sequences, length)`.
+    """Returns inputs as a dict of tensors `(batch, sequences, length)`.
+
+    Args:
+        inputs: token ids, or a dict with `"token_ids"` and optionally `"padding_mask"`, of shape
+            `(batch, sequences, length)` or `(batch, length)`.
+        num_sequences: int. Number of sequences in an example; None for any number.
 
     Raises:
         ValueError: for unknown names, another rank and another number of sequences.
@@ -247,15 +243,25 @@ def standardize_sequences(inputs, num_sequences=None):
 
 
 def merge_sequences(inputs):
-    """`(batch, sequences, length)` -> `(batch * sequences, length)`, as the backbone reads it."""
+    """Returns inputs as the backbone takes them, `(batch * sequences, length)`."""
     return {
         name: ops.reshape(x, (-1, x.shape[-1] or ops.shape(x)[-1])) for name, x in inputs.items()
     }
 
 
+def output_projection_layer(units: int) -> keras.layers.Dense:
+    """Returns the linear map of a head, initialised as GPT-1's."""
+    return keras.layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        dtype="float32",
+        name="output_projection",
+    )
+
+
 @keras.saving.register_keras_serializable(package="kgpt")
 class MergeSequences(keras.layers.Layer):
-    """`merge_sequences` as a layer of the graph."""
+    """`(batch, sequences, length)` -> `(batch * sequences, length)`, as the backbone takes it."""
 
     def call(self, inputs):
         return merge_sequences(inputs)
@@ -269,7 +275,7 @@ class MergeSequences(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kgpt")
 class LastTokenStates(keras.layers.Layer):
-    """The state of the last real token of each sequence, wherever its padding is.
+    """The state of the last real token of each sequence, wherever the padding is.
 
     Call arguments:
         hidden_states: float tensor `(batch * sequences, length, hidden_dim)`.

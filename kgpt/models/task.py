@@ -1,4 +1,7 @@
-"""What all heads have in common: a body, a tokenizer, a loss of their own, exact figures."""
+"""The base of all models that are trained: a backbone, a tokenizer, an own loss, exact metrics."""
+
+import contextlib
+import contextvars
 
 import keras
 import numpy as np
@@ -6,27 +9,40 @@ from keras import ops
 
 from kgpt import recipes
 from kgpt.data.batches import ResumableBatches
-from kgpt.models.backbone import apply_quantization, quantization_config
+from kgpt.models.quantization import apply_quantization, quantization_config
 
 # A fit of unknown length has no end to decay towards: the rate stays at its peak.
 UNKNOWN_STEPS = 10**9
+
+# The task that is in a step with its own loss. Keras's steps pass to the loss what `call` returns
+# and nothing else, so that it must return the hidden states there, and only there.
+_in_own_step = contextvars.ContextVar("in_own_step", default=None)
+
+
+@contextlib.contextmanager
+def _own_step(task):
+    token = _in_own_step.set(task)
+    try:
+        yield
+    finally:
+        _in_own_step.reset(token)
 
 
 class Task(keras.Model):
     """A functional model over a shared `GPTBackbone`, with a loss that needs no full logits.
 
-    `compile()` with no loss trains with the model's own loss. In training and evaluation the model
-    then hands its hidden states to `own_loss`, and what is reported are exact means over what
-    counts, whatever the sizes of the batches. `compile(loss=...)` is plain Keras.
+    `compile()` with no loss trains with the model's own loss: training and evaluation pass the
+    hidden states to `own_loss`, and report exact means over what counts, whatever the sizes of the
+    batches. `compile(loss=...)` is plain Keras.
 
     A subclass defines:
         own_metrics: list of metrics, the first of them named "loss".
-        own_loss(x, y, hidden_states, outputs, sample_weight, training): the scalar to minimise;
-            updates `own_metrics`.
-        outputs_in_step(inputs, hidden_states): the outputs that the loss or the compiled metrics
-            need beside the hidden states; None for none.
-        standardize_inputs(inputs): inputs in the form that the functional graph has.
-        default_optimizer(): what `compile()` takes, and default_schedule(steps, start): its
+        own_loss(x, y, hidden_states, outputs, sample_weight, training): returns the scalar to
+            minimise and updates `own_metrics`.
+        states_and_outputs(inputs): returns the hidden states and the outputs; the outputs may be
+            None if neither the own loss nor the compiled metrics use them.
+        standardize_inputs(inputs): returns inputs in the form that the functional graph has.
+        default_optimizer(): returns what `compile()` takes, and default_schedule(steps, start): its
             schedule over a fit.
 
     Args:
@@ -53,7 +69,6 @@ class Task(keras.Model):
         self.tokenizer = tokenizer
         self.own_metrics = []
         self._uses_own_loss = False
-        self._in_step_with_own_loss = False
         self._optimizer_is_default = False
 
     # === Keras's entry points ===
@@ -63,17 +78,12 @@ class Task(keras.Model):
 
     def call(self, inputs, training=None, mask=None):
         inputs = self.standardize_inputs(inputs)
-        if self._in_step_with_own_loss:
-            hidden_states = self.hidden_states(inputs, training)
-            return hidden_states, self.outputs_in_step(inputs, hidden_states)
+        if _in_own_step.get() is self:
+            return self.states_and_outputs(inputs)
         return super().call(inputs, training=training, mask=mask)
 
-    def hidden_states(self, inputs, training=None):
-        """The backbone's output for standardised inputs."""
-        return self.backbone(inputs, training=training)
-
     def compile(self, optimizer="default", loss=None, **kwargs):
-        """As `keras.Model.compile`, with GPT's defaults.
+        """Configures training as `keras.Model.compile` does, with GPT's defaults.
 
         Args:
             optimizer: any Keras optimizer. "default" is `kgpt.recipes.pretraining_optimizer` for a
@@ -81,7 +91,7 @@ class Task(keras.Model):
                 laid over the whole of each call to `fit`.
             loss: any Keras loss on the outputs; None is the model's own.
             **kwargs: as for `keras.Model.compile`. Metrics see the model's outputs: a language
-                model compiled with metrics makes all logits for them in each step.
+                model compiled with metrics computes all logits in each step.
         """
         self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
         if self._optimizer_is_default:
@@ -113,7 +123,7 @@ class Task(keras.Model):
             self.check_data(*validation[:2])
         self.backbone.revive_lora()
         if self._optimizer_is_default:
-            # The learning rate of the last fit is part of the compiled step: make a new one.
+            # The learning rate of the last fit is part of the compiled step: compile a new one.
             self.train_function = None
             callbacks = [*_as_list(callbacks), _ScheduleOverFit()]
         self.training_data = x
@@ -136,9 +146,9 @@ class Task(keras.Model):
         self.backbone.revive_lora()
 
     def check_data(self, x, y=None):
-        """Raises ValueError for data that is known now and that the model can't be run on.
+        """Raises ValueError for data that the model can't be run on, if it is known now.
 
-        It comes before anything runs, since on an accelerator a wrong id goes unnoticed.
+        This is checked before anything runs, since on an accelerator a wrong id goes unnoticed.
         """
         if isinstance(x, ResumableBatches):
             x.check_vocabulary(self.backbone.vocabulary_size)
@@ -162,29 +172,25 @@ class Task(keras.Model):
             )
 
     def train_step(self, *args):
-        return self._step(super().train_step, args)
+        with _own_step(self if self._uses_own_loss else None):
+            return super().train_step(*args)
 
     def test_step(self, *args):
-        return self._step(super().test_step, args)
-
-    def _step(self, step, args):
-        self._in_step_with_own_loss = self._uses_own_loss
-        try:
-            return step(*args)
-        finally:
-            self._in_step_with_own_loss = False
+        with _own_step(self if self._uses_own_loss else None):
+            return super().test_step(*args)
 
     # === Loss and metrics ===
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if not self._in_step_with_own_loss:
+        if _in_own_step.get() is not self:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        x = self.standardize_inputs(x)
         hidden_states, outputs = y_pred
-        return self.own_loss(x, y, hidden_states, outputs, sample_weight, training)
+        with _own_step(None):  # a loss that calls the model gets its outputs
+            x = self.standardize_inputs(x)
+            return self.own_loss(x, y, hidden_states, outputs, sample_weight, training)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if self._in_step_with_own_loss:
+        if _in_own_step.get() is self:
             _, y_pred = y_pred
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
@@ -197,13 +203,13 @@ class Task(keras.Model):
         return [*self.own_metrics, *(m for m in others if m is not self._loss_tracker)]
 
     def regularization(self):
-        """Sum of the losses that layers have added."""
+        """Returns the sum of the losses that layers have added."""
         return sum((ops.sum(loss) for loss in self.losses), start=0.0)
 
     # === Export ===
 
     def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
-        """Writes the forward pass for other runtimes; see `kgpt.convert.export.export`."""
+        """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""
         from kgpt.convert.export import export
 
         export(self, filepath, format, verbose=verbose, **kwargs)
@@ -233,7 +239,7 @@ class Task(keras.Model):
 
 
 class _ScheduleOverFit(keras.callbacks.Callback):
-    """Lays the default optimizer's schedule over the fit that begins, or that is resumed."""
+    """Lays the default optimizer's schedule over the fit that begins or is resumed."""
 
     def on_train_begin(self, logs=None):
         model = self.model
