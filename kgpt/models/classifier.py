@@ -7,7 +7,8 @@ import numpy as np
 from keras import ops
 
 from kgpt.data import tasks
-from kgpt.models.head import Head, targets_of
+from kgpt.models.class_labels import check_class_labels, class_loss
+from kgpt.models.head import Head, output_projection_layer, targets_of
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -21,16 +22,16 @@ class TextClassifier(Head):
     Args:
         backbone: the `GPTBackbone` underneath, shared and not copied.
         num_classes: int, at least 2. May be left out where `class_names` are given.
-        class_names: the names of the classes 0, 1, ..., which `predict_text` answers with.
+        class_names: the names of the classes 0, 1, ..., which `predict_text` returns.
         tokenizer: optional `kgpt.Tokenizer`, for `predict_text`; saved in the model's file.
         both_orders: bool. Whether an example is a pair in both orders, as from
             `kgpt.data.similarity`.
-        lm_loss_weight: float. The paper's lambda: what the language-model loss counts.
+        lm_loss_weight: float. The paper's lambda: the weight of the language-model loss.
         dropout: float in [0, 1). Used on the state that the classes are read from.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
-        inputs: see `Head`: `(batch, length)`, or `(batch, 2, length)` with both orders.
+        inputs: as for `Head`, `(batch, length)`, or `(batch, 2, length)` with both orders.
 
     Returns:
         float tensor `(batch, num_classes)`: logits.
@@ -66,7 +67,7 @@ class TextClassifier(Head):
                 f"none. Received: num_classes={num_classes}, class_names={class_names}."
             )
         head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
-        output_projection = make_output_projection(num_classes)
+        output_projection = output_projection_layer(num_classes)
         super().__init__(
             backbone,
             head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),
@@ -83,7 +84,7 @@ class TextClassifier(Head):
         self.dropout = dropout
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.fit`; warns if all labels are of one class."""
+        """Trains as `keras.Model.fit` does; warns if all labels are of one class."""
         labels = targets_of(x, y)
         if isinstance(labels, np.ndarray) and labels.size > 1 and (labels == labels.flat[0]).all():
             warnings.warn(
@@ -110,10 +111,10 @@ class TextClassifier(Head):
             )
 
     def predict_text(self, texts, batch_size: int = 32, probabilities: bool = False):
-        """The classes of texts, or of pairs of texts.
+        """Returns the classes of texts, or of pairs of texts.
 
         Args:
-            texts: texts, or pairs `(first, second)`; what does not fit in the backbone's
+            texts: texts, or pairs `(first, second)`; what exceeds the backbone's
                 `max_sequence_length` is cut as in `kgpt.data.classification` and `entailment`.
             batch_size: int. Texts in a batch.
             probabilities: bool. Whether to return the probabilities of all classes instead.
@@ -123,7 +124,7 @@ class TextClassifier(Head):
             with `probabilities`, float array `(texts, num_classes)`.
 
         Raises:
-            ValueError: if the model has no tokenizer, and for what is no list of texts or pairs.
+            ValueError: without a tokenizer, and for anything but a list of texts or pairs.
         """
         self.check_tokenizer()
         logits = self.predict(
@@ -149,38 +150,3 @@ class TextClassifier(Head):
             "both_orders": self.both_orders,
             "dropout": self.dropout,
         }
-
-
-def make_output_projection(units: int) -> keras.layers.Dense:
-    """The linear map of a head, as GPT-1 initialises it."""
-    return keras.layers.Dense(
-        units,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
-        dtype="float32",
-        name="output_projection",
-    )
-
-
-def class_loss(labels, logits):
-    """Cross-entropy of each example, `(batch,)`."""
-    if labels is None:
-        raise ValueError("The loss of classes needs labels. Received: data without them, y=None.")
-    labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
-    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-
-
-def check_class_labels(y, num_classes, model_name):
-    """Raises ValueError for an array of labels that are not classes of the model."""
-    if not isinstance(y, np.ndarray) or y.size == 0:
-        return
-    if y.shape[1:] not in ((), (1,)):
-        raise ValueError(
-            f"Labels for this {model_name} must be one int for each example, of shape (examples,). "
-            f"Received: shape {y.shape}. If they are one-hot, try labels.argmax(axis=-1)."
-        )
-    wrong = ~np.isin(y, np.arange(num_classes))
-    if wrong.any():
-        raise ValueError(
-            f"Labels for this {model_name} must be ints in [0, {num_classes}). "
-            f"Received: {y[wrong].flat[0]!r} among the labels."
-        )

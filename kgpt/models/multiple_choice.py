@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from kgpt.data import tasks
-from kgpt.models.classifier import check_class_labels, class_loss, make_output_projection
-from kgpt.models.head import Head
+from kgpt.models.class_labels import check_class_labels, class_loss
+from kgpt.models.head import Head, output_projection_layer
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -21,12 +21,12 @@ class MultipleChoice(Head):
     Args:
         backbone: the `GPTBackbone` underneath, shared and not copied.
         tokenizer: optional `kgpt.Tokenizer`, for `predict_text`; saved in the model's file.
-        lm_loss_weight: float. The paper's lambda: what the language-model loss counts.
+        lm_loss_weight: float. The paper's lambda: the weight of the language-model loss.
         dropout: float in [0, 1). Used on the states that the numbers are read from.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
-        inputs: see `Head`: `(batch, choices, length)`.
+        inputs: as for `Head`, `(batch, choices, length)`.
 
     Returns:
         float tensor `(batch, choices)`: logits.
@@ -49,7 +49,7 @@ class MultipleChoice(Head):
         head_dropout = keras.layers.Dropout(
             dropout, noise_shape=(None, 1, None), name="head_dropout"
         )
-        output_projection = make_output_projection(1)
+        output_projection = output_projection_layer(1)
         super().__init__(
             backbone,
             head=lambda states: ops.squeeze(output_projection(head_dropout(states)), axis=-1),
@@ -82,12 +82,12 @@ class MultipleChoice(Head):
             check_class_labels(y, shape[1], type(self).__name__)
 
     def predict_text(self, contexts, choices, batch_size: int = 8, probabilities: bool = False):
-        """The number of the best choice for each context.
+        """Returns the number of the best choice for each context.
 
         Args:
-            contexts: list of texts; what does not fit in the backbone's `max_sequence_length` is
-                cut as in `kgpt.data.multiple_choice`.
-            choices: list of lists of texts, as many for each context.
+            contexts: list of texts; what exceeds the backbone's `max_sequence_length` is cut as in
+                `kgpt.data.multiple_choice`.
+            choices: list of lists of texts, the same number for each context.
             batch_size: int. Contexts in a batch.
             probabilities: bool. Whether to return the probabilities of all choices instead.
 
@@ -95,7 +95,7 @@ class MultipleChoice(Head):
             list of int, from 0; with `probabilities`, float array `(contexts, choices)`.
 
         Raises:
-            ValueError: if the model has no tokenizer, and as `kgpt.data.multiple_choice`.
+            ValueError: without a tokenizer, and as `kgpt.data.multiple_choice`.
         """
         self.check_tokenizer()
         length = self.backbone.max_sequence_length

@@ -5,8 +5,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.data import tasks
-from kgpt.models.classifier import make_output_projection
-from kgpt.models.head import Head
+from kgpt.models.head import Head, output_projection_layer
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -22,16 +21,16 @@ class TextRegressor(Head):
 
     Args:
         backbone: the `GPTBackbone` underneath, shared and not copied.
-        num_outputs: int. Numbers for each example.
+        num_outputs: int. Number of outputs for each example.
         tokenizer: optional `kgpt.Tokenizer`, for `predict_text`; saved in the model's file.
         both_orders: bool. Whether pairs are read in both orders, as `kgpt.data.regression` makes
-            them; without influence on single texts.
-        lm_loss_weight: float. The paper's lambda: what the language-model loss counts.
+            them; no effect on single texts.
+        lm_loss_weight: float. The paper's lambda: the weight of the language-model loss.
         dropout: float in [0, 1). Used on the state that the numbers are read from.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
-        inputs: see `Head`: `(batch, length)`, or `(batch, 2, length)` for both orders of a pair.
+        inputs: as for `Head`, `(batch, length)`, or `(batch, 2, length)` for both orders of a pair.
 
     Returns:
         float tensor `(batch, num_outputs)`.
@@ -60,7 +59,7 @@ class TextRegressor(Head):
                 f"num_outputs must be at least 1. Received: num_outputs={num_outputs}."
             )
         head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
-        output_projection = make_output_projection(num_outputs)
+        output_projection = output_projection_layer(num_outputs)
         super().__init__(
             backbone,
             head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),
@@ -106,10 +105,10 @@ class TextRegressor(Head):
             )
 
     def predict_text(self, texts, batch_size: int = 32) -> np.ndarray:
-        """The numbers of texts, or of pairs of texts.
+        """Returns the outputs for texts, or for pairs of texts.
 
         Args:
-            texts: texts, or pairs `(first, second)`; what does not fit in the backbone's
+            texts: texts, or pairs `(first, second)`; what exceeds the backbone's
                 `max_sequence_length` is cut as in `kgpt.data.regression`.
             batch_size: int. Texts in a batch.
 
@@ -117,7 +116,7 @@ class TextRegressor(Head):
             float array `(texts, num_outputs)`.
 
         Raises:
-            ValueError: if the model has no tokenizer, and for what is no list of texts or pairs.
+            ValueError: without a tokenizer, and for anything but a list of texts or pairs.
         """
         self.check_tokenizer()
         length = self.backbone.max_sequence_length
