@@ -5,12 +5,14 @@ import functools
 from keras import ops
 
 from kgpt.kernels.cross_entropy import cross_entropy
+from kgpt.layers.padding import from_right_padding, to_right_padding
 
 
 def next_token_targets(token_ids, padding_mask=None, segment_ids=None, targets=None):
     """Returns the token that scores each position, and the weight of the position.
 
-    A position counts if it and the next one are real tokens of the same document.
+    The next token is the next real one, wherever padding stands. A position counts if it and the
+    next token are real and of the same document.
 
     Args:
         token_ids: int tensor `(batch, length)`.
@@ -24,18 +26,21 @@ def next_token_targets(token_ids, padding_mask=None, segment_ids=None, targets=N
     Returns:
         Two tensors `(batch, length)`: the targets, and float32 weights that are 0 or 1.
     """
-    weights = ops.ones_like(token_ids, dtype="float32")
+    order = padding_mask if targets is None else None  # given targets follow their positions
+    ids, segments, is_real = (
+        to_right_padding(x, order) for x in (token_ids, segment_ids, padding_mask)
+    )
+    weights = ops.ones_like(ids, dtype="float32")
     if targets is None:
-        targets = _next(token_ids)
+        targets = from_right_padding(_next(ids), order)
         length = ops.shape(weights)[1]
         weights = weights * ops.cast(ops.arange(length) + 1 < length, "float32")
-    if padding_mask is not None:
-        is_real = ops.cast(padding_mask, "float32")
+    if is_real is not None:
+        is_real = ops.cast(ops.cast(is_real, "bool"), "float32")
         weights = weights * is_real * _next(is_real)
-    if segment_ids is not None:
-        is_same = ops.equal(_next(segment_ids), segment_ids)
-        weights = weights * ops.cast(is_same, "float32")
-    return targets, weights
+    if segments is not None:
+        weights = weights * ops.cast(ops.equal(_next(segments), segments), "float32")
+    return targets, from_right_padding(weights, order)
 
 
 def next_token_loss(hidden_states, embedding, targets, weights, training: bool = False):

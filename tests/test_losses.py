@@ -69,9 +69,8 @@ def test_targets_that_are_given_score_the_last_position_too():
     [
         ([1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0]),
         ([0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, None]),
-        ([1, 1, 0, 1, 1, 0, 1], [1, 0, 0, 1, 0, 0, None]),
     ],
-    ids=["right", "left", "scattered"],
+    ids=["right", "left"],
 )
 def test_padding_neither_scores_nor_is_scored(mask, expected, is_given, dtype):
     expected = [is_given if weight is None else weight for weight in expected]
@@ -80,6 +79,23 @@ def test_padding_neither_scores_nor_is_scored(mask, expected, is_given, dtype):
     _, weights = targets_and_weights(TOKEN_IDS, masks, targets=TOKEN_IDS if is_given else None)
 
     np.testing.assert_array_equal(weights, np.tile(expected, (BATCH, 1)))
+
+
+def test_across_padding_a_token_is_scored_by_the_next_real_one():
+    mask = np.tile([1, 1, 0, 1, 1, 0, 1], (BATCH, 1))
+
+    targets, weights = targets_and_weights(TOKEN_IDS, mask)
+
+    np.testing.assert_array_equal(weights, np.tile([1, 1, 0, 1, 1, 0, 0], (BATCH, 1)))
+    np.testing.assert_array_equal(targets[:, [0, 1, 3, 4]], TOKEN_IDS[:, [1, 3, 4, 6]])
+
+
+def test_given_targets_in_the_padding_do_not_score():
+    mask = np.tile([1, 1, 0, 1, 1, 0, 1], (BATCH, 1))
+
+    _, weights = targets_and_weights(TOKEN_IDS, mask, targets=TOKEN_IDS + 1)
+
+    np.testing.assert_array_equal(weights, np.tile([1, 0, 0, 1, 0, 0, 1], (BATCH, 1)))
 
 
 def test_the_first_token_of_the_next_document_does_not_score():

@@ -1,12 +1,12 @@
 """Causal self-attention, with and without a cache of keys and values."""
 
 import keras
-import numpy as np
 from keras import ops
 
 from kgpt.kernels import cache as kv_cache
 from kgpt.kernels.attention import attend
-from kgpt.layers.dense import Dense
+from kgpt.kernels.rotary import rotate
+from kgpt.layers.dense import built_dense
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.padding import from_right_padding, to_right_padding
@@ -29,8 +29,9 @@ class CausalSelfAttention(keras.layers.Layer):
         output_initializer: initializer of the output map; `kernel_initializer` if None.
         query_key_norm: bool. RMS norm of each head's queries and keys, with a learned gain for each
             entry, before the product (Henry et al. 2020; Dehghani et al. 2023, section 2).
-        rotary_positions: bool. Positions turn queries and keys; see `rotate`. Scores then depend on
-            distances alone: a document in a packed window needs no positions of its own.
+        rotary_positions: bool. Positions rotate queries and keys (`kgpt.kernels.rotary`). Scores
+            then depend on distances alone: a document in a packed window needs no positions of
+            its own.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
@@ -80,23 +81,15 @@ class CausalSelfAttention(keras.layers.Layer):
         head_dim = hidden_dim // self.num_heads
         if self.rotary_positions and head_dim % 2:
             raise ValueError(
-                "rotary_positions turn pairs of entries: a head's width must be even. Received: "
+                "rotary_positions need an even width of heads, rotated in pairs. Received: "
                 f"num_heads={self.num_heads}, width={hidden_dim}, or {head_dim} for each head."
             )
-        self.query_key_value = Dense(
-            3 * hidden_dim,
-            kernel_initializer=self.kernel_initializer,
-            dtype=self.dtype_policy,
-            name="query_key_value",
+        self.query_key_value = built_dense(
+            self, 3 * hidden_dim, hidden_states_shape, self.kernel_initializer, "query_key_value"
         )
-        self.query_key_value.build(hidden_states_shape)
-        self.output_projection = Dense(
-            hidden_dim,
-            kernel_initializer=self.output_initializer,
-            dtype=self.dtype_policy,
-            name="output_projection",
+        self.output_projection = built_dense(
+            self, hidden_dim, hidden_states_shape, self.output_initializer, "output_projection"
         )
-        self.output_projection.build(hidden_states_shape)
         if self.query_key_norm:
             self.query_norm, self.key_norm = (
                 keras.layers.RMSNormalization(dtype=self.dtype_policy, name=name)
@@ -117,17 +110,17 @@ class CausalSelfAttention(keras.layers.Layer):
         return from_right_padding(attended, padding_mask)
 
     def call_with_cache(self, hidden_states, cache, cache_index, visible, position_ids=None):
-        """Attention of new positions to a cache of earlier ones, for generation.
+        """Attends from new positions to a cache of earlier ones, for generation.
 
         Args:
             hidden_states: float tensor `(batch, new, hidden_dim)`: the new positions.
             cache: pair of float tensors `(batch, heads, slots, head_dim)`: keys and values; None
-                for a new cache with just as many slots as there are new positions.
+                for a new cache with as many slots as there are new positions.
             cache_index: int scalar, or int tensor `(batch,)` for rows that differ. The slot of the
                 first new position.
             visible: bool tensor `(batch, new, seen)`: which of the first `seen` slots a position
-                sees, at least one; the slots after those are seen by nobody. Where `cache_index`
-                is a scalar, no position may see the slots after the last new one.
+                sees, at least one. Where `cache_index` is a scalar, no position may see the slots
+                after the last new one.
             position_ids: int tensor `(batch, new)`: the new positions; used if they are rotary.
 
         Returns:
@@ -143,7 +136,7 @@ class CausalSelfAttention(keras.layers.Layer):
         return self._merge(ops.transpose(attended, (0, 2, 1, 3))), (keys, values)
 
     def _project(self, hidden_states, position_ids=None):
-        """Queries, keys and values, each `(batch, length, heads, head_dim)`."""
+        """Returns queries, keys and values, each `(batch, length, heads, head_dim)`."""
         length, hidden_dim = ops.shape(hidden_states)[1], hidden_states.shape[-1]
         projected = self.query_key_value(hidden_states)  # (batch, length, 3 * hidden_dim)
         projected = ops.reshape(
@@ -175,25 +168,3 @@ class CausalSelfAttention(keras.layers.Layer):
             "query_key_norm": self.query_key_norm,
             "rotary_positions": self.rotary_positions,
         }
-
-
-def rotate(x, position_ids):
-    """Turns pairs of entries by angles that grow with the position (Su et al. 2021, section 3.2.2).
-
-    Entries `i` and `i + d/2` of `d` are a pair; at position `m` it is turned by
-    `m 10000^(-2i/d)`. The product of two such vectors depends on the distance of their positions.
-
-    Args:
-        x: float tensor `(batch, length, heads, head_dim)`, `head_dim` even.
-        position_ids: int tensor `(length,)` or `(batch, length)`.
-
-    Returns:
-        A tensor like `x`. Angles are float32 whatever the dtype is.
-    """
-    half = x.shape[-1] // 2
-    frequencies = (10000.0 ** (-np.arange(half) / half)).astype("float32")
-    angles = ops.cast(position_ids, "float32")[..., None, None] * frequencies
-    cos, sin = ops.cos(angles), ops.sin(angles)  # (length, 1, half), or with a batch
-    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
-    turned = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return ops.cast(turned, x.dtype)

@@ -34,7 +34,7 @@ class DecoderBlock(keras.layers.Layer):
         residual_initializer: initializer of the two maps that end in the residual stream;
             `kernel_initializer` if None. GPT-2 scales it by 1/sqrt(2 x layers).
         query_key_norm: bool. RMS norm of each head's queries and keys.
-        rotary_positions: bool. Positions turn queries and keys; see `CausalSelfAttention`.
+        rotary_positions: bool. Positions rotate queries and keys, as in `CausalSelfAttention`.
         attention_dropout: float in [0, 1). Share dropped of the attention weights; `dropout` if
             None. On a GPU the JAX backend has a fused kernel for 0 only.
 
@@ -105,13 +105,9 @@ class DecoderBlock(keras.layers.Layer):
         return LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name)
 
     def build(self, hidden_states_shape):
-        for layer in (
-            self.attention,
-            self.feed_forward,
-            self.attention_norm,
-            self.feed_forward_norm,
-            self.dropout_layer,
-        ):
+        sub_layers = self.attention, self.feed_forward
+        norms = self.attention_norm, self.feed_forward_norm
+        for layer in (*sub_layers, *norms, self.dropout_layer):
             layer.build(hidden_states_shape)
         self.built = True
 

@@ -23,3 +23,16 @@ class Dense(keras.layers.Dense):
     def quantize(self, mode=None, type_check=True, config=None):
         # Keras refuses all subclasses, lest they compute something else: this one does not.
         super().quantize(mode, type_check=False, config=config)
+
+
+def built_dense(layer, units, inputs_shape, initializer, name, activation=None):
+    """Returns a built `Dense` with the dtype policy of the layer that it is a part of."""
+    dense = Dense(
+        units,
+        activation=activation,
+        kernel_initializer=initializer,
+        dtype=layer.dtype_policy,
+        name=name,
+    )
+    dense.build(inputs_shape)
+    return dense

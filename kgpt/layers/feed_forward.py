@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kgpt.kernels.gelu import gelu
-from kgpt.layers.dense import Dense
+from kgpt.layers.dense import built_dense
 from kgpt.layers.embedding import normal_initializer
 
 
@@ -60,21 +60,18 @@ class FeedForward(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, hidden_states_shape):
-        self.expansion = Dense(
+        inner_shape = (*hidden_states_shape[:-1], self.intermediate_dim)
+        self.expansion = built_dense(
+            self,
             self.intermediate_dim,
-            activation=self.activation,
-            kernel_initializer=self.kernel_initializer,
-            dtype=self.dtype_policy,
-            name="expansion",
+            hidden_states_shape,
+            self.kernel_initializer,
+            "expansion",
+            self.activation,
         )
-        self.expansion.build(hidden_states_shape)
-        self.output_projection = Dense(
-            hidden_states_shape[-1],
-            kernel_initializer=self.output_initializer,
-            dtype=self.dtype_policy,
-            name="output_projection",
+        self.output_projection = built_dense(
+            self, hidden_states_shape[-1], inner_shape, self.output_initializer, "output_projection"
         )
-        self.output_projection.build((*hidden_states_shape[:-1], self.intermediate_dim))
         self.built = True
 
     def call(self, hidden_states):

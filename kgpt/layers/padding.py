@@ -28,7 +28,7 @@ def from_right_padding(x, padding_mask):
     """Returns rows in the order that they had before `to_right_padding`.
 
     Args:
-        x: tensor `(batch, length, width)`.
+        x: tensor `(batch, length)` or `(batch, length, width)`.
         padding_mask: as for `to_right_padding`: the mask in the original order.
     """
     if padding_mask is None:
@@ -48,26 +48,23 @@ def _take(x, order):
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class ToRightPadding(keras.layers.Layer):
-    """`to_right_padding` as a layer of a functional model."""
+class MovePadding(keras.layers.Layer):
+    """`to_right_padding` as a layer of a functional model; `from_right_padding` with `back`.
 
-    def __init__(self, **kwargs):
+    Args:
+        back: bool. Whether rows return to the order that they had before.
+    """
+
+    def __init__(self, back: bool = False, **kwargs):
         super().__init__(**kwargs)
+        self.back = back
         self.autocast = False
 
     def call(self, x, padding_mask=None):
-        return to_right_padding(x, padding_mask)
+        return (from_right_padding if self.back else to_right_padding)(x, padding_mask)
 
     def compute_output_spec(self, x, padding_mask=None):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
-
-@keras.saving.register_keras_serializable(package="kgpt")
-class FromRightPadding(keras.layers.Layer):
-    """`from_right_padding` as a layer of a functional model."""
-
-    def call(self, x, padding_mask=None):
-        return from_right_padding(x, padding_mask)
-
-    def compute_output_spec(self, x, padding_mask=None):
-        return keras.KerasTensor(x.shape, dtype=x.dtype)
+    def get_config(self):
+        return {**super().get_config(), "back": self.back}

@@ -1,15 +1,15 @@
 """The body of a GPT: embedding and decoder blocks, as a functional model."""
 
 import math
-import numbers
 
 import keras
 
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
-from kgpt.layers.padding import FromRightPadding, ToRightPadding
-from kgpt.models import lora
-from kgpt.models.presets import PRESETS
+from kgpt.layers.padding import MovePadding
+from kgpt.models import lora, resize
+from kgpt.models.inputs import complete_inputs
+from kgpt.models.presets import PRESETS, checked_sizes
 from kgpt.models.quantization import apply_quantization, quantization_config
 
 # The constructor's arguments that are attributes and entries of the config under the same name.
@@ -103,7 +103,7 @@ class GPTBackbone(keras.Model):
         **kwargs,
     ):
         options = {name: value for name, value in locals().items() if name in _OPTIONS}
-        options.update(_checked_sizes(options))
+        options.update(checked_sizes(options))
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         # === Layers ===
@@ -114,14 +114,14 @@ class GPTBackbone(keras.Model):
         padding_mask = keras.Input((None,), dtype="bool", name="padding_mask", optional=True)
         segment_ids = keras.Input((None,), dtype="int32", name="segment_ids", optional=True)
         # Padding is moved to the end of each row once, for all blocks, and back at the end.
-        ids = ToRightPadding(name="ids_to_right_padding")(token_ids, padding_mask)
-        segments = ToRightPadding(name="segments_to_right_padding")(segment_ids, padding_mask)
+        ids = MovePadding(name="ids_to_right_padding")(token_ids, padding_mask)
+        segments = MovePadding(name="segments_to_right_padding")(segment_ids, padding_mask)
         h = embedding(ids, segment_ids=segments)
         for block in decoder_blocks:
             h = block(h, segment_ids=segments)
         if final_norm is not None:
             h = final_norm(h)
-        h = FromRightPadding(dtype=policy, name="from_right_padding")(h, padding_mask)
+        h = MovePadding(back=True, name="from_right_padding")(h, padding_mask)
         inputs = (token_ids, padding_mask, segment_ids)
         super().__init__(inputs={x.name: x for x in inputs}, outputs=h, **kwargs)
 
@@ -160,42 +160,7 @@ class GPTBackbone(keras.Model):
         """Returns the `keras.layers.ReversibleEmbedding` that the output is tied to."""
         return self.embedding.token_embedding
 
-    def with_vocabulary_size(self, vocabulary_size: int) -> "GPTBackbone":
-        """Returns a backbone with these weights and more tokens, such as those of a task.
-
-        Args:
-            vocabulary_size: int. The number of tokens that the new backbone has.
-
-        Returns:
-            A new `GPTBackbone` with this one's weights; the rows of the token embedding that are
-            added start at N(0, 0.02). This backbone itself if the size is the same.
-
-        Raises:
-            ValueError: if there would be fewer tokens, or with LoRA or quantized weights.
-
-        Example:
-            tokenizer = tokenizer.with_special_tokens()  # start, delimiter, classify
-            backbone = backbone.with_vocabulary_size(tokenizer.vocabulary_size)
-        """
-        if vocabulary_size == self.vocabulary_size:
-            return self
-        config = self.get_config()
-        if vocabulary_size < self.vocabulary_size or self.lora_rank or config.get("quantization"):
-            raise ValueError(
-                "Only a backbone with plain weights can be copied, to one with more tokens. "
-                f"Received: vocabulary_size={vocabulary_size} for a backbone with "
-                f"vocabulary_size={self.vocabulary_size}, lora_rank={self.lora_rank}, quantized="
-                f"{bool(config.get('quantization'))}. Do it first, and enable_lora or quantize "
-                "what it returns; merge_lora() makes LoRA's weights plain."
-            )
-        grown = type(self).from_config({**config, "vocabulary_size": vocabulary_size})
-        for own, new in zip(self.weights, grown.weights, strict=True):
-            if own.shape == new.shape:
-                new.assign(own)
-            else:
-                fresh = new[self.vocabulary_size :]
-                new.assign(keras.ops.concatenate([keras.ops.convert_to_tensor(own), fresh]))
-        return grown
+    with_vocabulary_size = resize.with_vocabulary_size
 
     # === Generation ===
 
@@ -267,28 +232,6 @@ class GPTBackbone(keras.Model):
         return backbone
 
 
-def complete_inputs(inputs):
-    """Returns the inputs of a backbone as the full dict; what is left out is None.
-
-    Args:
-        inputs: token ids, or a dict with at least `"token_ids"`.
-
-    Raises:
-        ValueError: if `token_ids` is missing or a name is unknown.
-    """
-    names = ("token_ids", "padding_mask", "segment_ids")
-    is_dict = isinstance(inputs, dict)
-    if not is_dict and not isinstance(inputs, (list, tuple)):
-        inputs = {"token_ids": inputs}
-    elif not is_dict or "token_ids" not in inputs or set(inputs) - set(names):
-        received = f"a dict with {sorted(inputs)}" if is_dict else f"a {type(inputs).__name__}"
-        raise ValueError(
-            'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask" '
-            f'and "segment_ids". Received: {received}.'
-        )
-    return {name: inputs.get(name) for name in names}
-
-
 def _make_layers(options, policy):
     """Returns the embedding, the list of decoder blocks, and the last norm or None."""
     norm_first = options["norm_first"]
@@ -321,22 +264,3 @@ def _make_layers(options, policy):
         return embedding, blocks, None
     epsilon = options["layer_norm_epsilon"]
     return embedding, blocks, LayerNorm(epsilon=epsilon, dtype=policy, name="final_norm")
-
-
-def _checked_sizes(options):
-    """Returns the sizes among the options as plain ints, or raises ValueError."""
-    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
-    sizes = {name: options[name] for name in (*names, "max_sequence_length")}
-    if sizes["intermediate_dim"] is None:
-        sizes["intermediate_dim"] = 4 * sizes["hidden_dim"]
-    for name, size in sizes.items():
-        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be an int of at least 1. Received: {name}={size!r}.")
-    if sizes["hidden_dim"] % sizes["num_heads"]:
-        divisors = [d for d in range(1, 129) if sizes["hidden_dim"] % d == 0]
-        nearest = min(divisors, key=lambda d: abs(d - sizes["num_heads"]))
-        raise ValueError(
-            f"num_heads must divide hidden_dim. Received: num_heads={sizes['num_heads']}, "
-            f"hidden_dim={sizes['hidden_dim']}. Try num_heads={nearest}."
-        )
-    return {name: int(size) for name, size in sizes.items()}

@@ -6,7 +6,7 @@ from keras import ops
 from kgpt import generation
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.metrics import Perplexity
-from kgpt.models.backbone import complete_inputs
+from kgpt.models.inputs import complete_inputs
 from kgpt.models.task import Task
 
 

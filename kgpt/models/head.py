@@ -6,6 +6,7 @@ from keras import ops, tree
 from kgpt import recipes
 from kgpt.data.tasks import TaskBatches
 from kgpt.losses import next_token_loss, next_token_targets
+from kgpt.models.inputs import merge_sequences, standardize_sequences
 from kgpt.models.task import UNKNOWN_STEPS, Task
 
 
@@ -204,49 +205,6 @@ class Head(Task):
 def targets_of(x, y):
     """Returns the labels or targets of what `fit` and `evaluate` take, if they are known now."""
     return x.labels if isinstance(x, TaskBatches) else y
-
-
-def standardize_sequences(inputs, num_sequences=None):
-    """Returns inputs as a dict of tensors `(batch, sequences, length)`.
-
-    Args:
-        inputs: token ids, or a dict with `"token_ids"` and optionally `"padding_mask"`, of shape
-            `(batch, sequences, length)` or `(batch, length)`.
-        num_sequences: int. Number of sequences in an example; None for any number.
-
-    Raises:
-        ValueError: for unknown names, another rank and another number of sequences.
-    """
-    inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
-    if "token_ids" not in inputs or set(inputs) - {"token_ids", "padding_mask"}:
-        raise ValueError(
-            'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask". '
-            f"Received: a dict with {sorted(inputs)}."
-        )
-    token_ids = ops.cast(inputs["token_ids"], "int32")
-    mask = inputs.get("padding_mask")
-    mask = ops.ones_like(token_ids, dtype="bool") if mask is None else ops.cast(mask, "bool")
-    if len(token_ids.shape) == 2:
-        token_ids = ops.expand_dims(token_ids, 1)
-    if len(mask.shape) == 2:
-        mask = ops.expand_dims(mask, 1)
-    shape = tuple(token_ids.shape)
-    wrong_number = len(shape) == 3 and None not in (num_sequences, shape[1])
-    if len(shape) != 3 or (wrong_number and shape[1] != num_sequences):
-        expected = "sequences" if num_sequences is None else num_sequences
-        raise ValueError(
-            f"Token ids must have shape (batch, {expected}, length)"
-            f"{' or (batch, length)' if num_sequences in (None, 1) else ''}. "
-            f"Received: shape {shape}."
-        )
-    return {"token_ids": token_ids, "padding_mask": mask}
-
-
-def merge_sequences(inputs):
-    """Returns inputs as the backbone takes them, `(batch * sequences, length)`."""
-    return {
-        name: ops.reshape(x, (-1, x.shape[-1] or ops.shape(x)[-1])) for name, x in inputs.items()
-    }
 
 
 def output_projection_layer(units: int) -> keras.layers.Dense:

@@ -1,5 +1,7 @@
 """The sizes of GPT models by name, for `GPTBackbone.from_preset`."""
 
+import numbers
+
 _GPT1 = {
     "vocabulary_size": 40478,
     "num_layers": 12,
@@ -39,3 +41,22 @@ PRESETS = {
         "max_sequence_length": 256,
     },
 }
+
+
+def checked_sizes(options):
+    """Returns the sizes among the options as plain ints, or raises ValueError."""
+    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+    sizes = {name: options[name] for name in (*names, "max_sequence_length")}
+    if sizes["intermediate_dim"] is None:
+        sizes["intermediate_dim"] = 4 * sizes["hidden_dim"]
+    for name, size in sizes.items():
+        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be an int of at least 1. Received: {name}={size!r}.")
+    if sizes["hidden_dim"] % sizes["num_heads"]:
+        divisors = [d for d in range(1, 129) if sizes["hidden_dim"] % d == 0]
+        nearest = min(divisors, key=lambda d: abs(d - sizes["num_heads"]))
+        raise ValueError(
+            f"num_heads must divide hidden_dim. Received: num_heads={sizes['num_heads']}, "
+            f"hidden_dim={sizes['hidden_dim']}. Try num_heads={nearest}."
+        )
+    return {name: int(size) for name, size in sizes.items()}

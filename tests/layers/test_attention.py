@@ -17,8 +17,8 @@ from oracles import (
     to_numpy,
 )
 
+from kgpt.kernels.rotary import rotate
 from kgpt.layers import CausalSelfAttention
-from kgpt.layers.attention import rotate
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 5, 3, 12
 HIDDEN_STATES = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")

@@ -1,0 +1,26 @@
+"""Rotary positions."""
+
+import numpy as np
+from keras import ops
+
+
+def rotate(x, position_ids):
+    """Rotates pairs of entries by angles that grow with the position (Su et al. 2021, 3.2.2).
+
+    Entries `i` and `i + d/2` of `d` are a pair; at position `m` it is rotated by
+    `m 10000^(-2i/d)`. The product of two such vectors depends on the distance of their positions.
+
+    Args:
+        x: float tensor `(batch, length, heads, head_dim)`, `head_dim` even.
+        position_ids: int tensor `(length,)` or `(batch, length)`.
+
+    Returns:
+        A tensor like `x`. Angles are float32 whatever the dtype is.
+    """
+    half = x.shape[-1] // 2
+    frequencies = (10000.0 ** (-np.arange(half) / half)).astype("float32")
+    angles = ops.cast(position_ids, "float32")[..., None, None] * frequencies
+    cos, sin = ops.cos(angles), ops.sin(angles)  # (length, 1, half), or with a batch
+    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
+    rotated = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return ops.cast(rotated, x.dtype)
