@@ -29,7 +29,7 @@ class RewardModel(kgpt.Head):
 
 
 def comparisons(split, count, seed=0):
-    """Texts and the other texts, as many of each."""
+    """Texts and the same number of other texts."""
     columns = kgpt.data.character_categories(split)
     pairs = list(zip(columns["texts"], columns["labels"], strict=True))
     generator = random.Random(seed)

@@ -151,7 +151,7 @@ def _number(checkpoint):
 
 
 def _seeds(model):
-    """The states of the model's random generators, which weight files leave out."""
+    """Returns the states of the model's random generators, which weight files leave out."""
     return [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
 
 

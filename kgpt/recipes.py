@@ -64,7 +64,7 @@ class AdamW(keras.optimizers.AdamW):
         super().update_step(gradient, variable, learning_rate * self._share(variable))
 
     def _share(self, variable):
-        """The share of the learning rate that a variable has."""
+        """Returns the share of the learning rate that a variable has."""
         return self._shares[self._get_variable_index(variable)]
 
     def _apply_weight_decay(self, variables):
@@ -209,7 +209,7 @@ def pretraining_optimizer(
     beta_2: float = 0.999,
     gradient_accumulation_steps: int | None = None,
 ) -> AdamW:
-    """The optimizer of GPT-1's pretraining (section 4.1).
+    """Returns the optimizer of GPT-1's pretraining (section 4.1).
 
     AdamW with decay on matrices only, linear warm-up, cosine to 0, and gradients clipped by their
     global norm.
@@ -262,7 +262,7 @@ def finetuning_optimizer(
     exact: bool = False,
     gradient_accumulation_steps: int | None = None,
 ) -> AdamW:
-    """The optimizer of GPT-1's fine-tuning (section 4.1): 3 epochs of batches of 32.
+    """Returns the optimizer of GPT-1's fine-tuning (section 4.1): 3 epochs, batches of 32.
 
     AdamW with decay on matrices only, linear warm-up, a linear way down to 0, and gradients
     clipped by their global norm.
@@ -310,7 +310,7 @@ def fast_optimizer(
     clip_norm: float = 1.0,
     gradient_accumulation_steps: int | None = None,
 ) -> keras.optimizers.Muon:
-    """Muon for the matrices of decoder blocks, Adam for everything else: fewer tokens to a loss.
+    """Returns Muon for the matrices of decoder blocks, with Adam for everything else.
 
     Muon takes the nearest semi-orthogonal matrix to the momentum as the direction of an update
     (Jordan et al. 2024), here of the size that Adam's would have (Liu et al. 2025, section 2.2).

@@ -77,7 +77,7 @@ _SUPPORTED_SUMMARY = {
 
 
 def backbone_options(config, dropout) -> dict:
-    """The arguments of `GPTBackbone`; what a config asks for beside them is refused."""
+    """Returns the arguments of `GPTBackbone`; raises ValueError for what kgpt lacks."""
     kind = config.get("model_type")
     if kind not in PREFIXES:
         raise ValueError(
@@ -124,7 +124,7 @@ def _refuse_others(config, supported):
 
 
 def task_in_files(config, tensors: dict[str, Tensor]) -> str:
-    """What kind of model the files hold, by the name of its class in the config."""
+    """Returns the kind of model in the files, by the name of its class in the config."""
     [name, *_] = config.get("architectures") or ["LMHeadModel"]
     ending = name.removeprefix(PREFIXES[config["model_type"]])
     if ending == "ForSequenceClassification":
@@ -145,7 +145,7 @@ def _num_labels(tensors) -> int:
 
 
 def head_options(task, config, tensors) -> dict:
-    """The arguments of a head whose weights are in the files."""
+    """Returns the arguments of a head whose weights are in the files."""
     own = config.get("kgpt", {})  # what transformers has no place for
     if task == "multiple_choice":
         _refuse_others(config, _SUPPORTED_SUMMARY)
@@ -167,7 +167,7 @@ def head_options(task, config, tensors) -> dict:
 
 
 def make_config(model) -> dict:
-    """The whole config of a model that transformers can represent."""
+    """Returns the whole config of a model that transformers can represent."""
     task = next((task for task, kind in MODELS.items() if type(model) is kind), None)
     if task is None:
         raise ValueError(

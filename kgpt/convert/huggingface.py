@@ -101,7 +101,7 @@ def from_huggingface(
 
 
 def _folder(name_or_folder, revision, cache_dir) -> Path:
-    """The folder itself, or the one in the hub's cache after the download."""
+    """Returns the folder itself, or the one in the hub's cache after the download."""
     name = os.fspath(name_or_folder)
     if Path(name).is_dir():
         return Path(name)
@@ -129,7 +129,7 @@ def _read_config(folder) -> dict:
 
 
 def _head_weights(model) -> dict[str, tuple]:
-    """The weights of a head, as in `named_weights`."""
+    """Returns the weights of a head, in the form of `named_weights`."""
     if isinstance(model, TextClassifier | TextRegressor):
         return {"score.weight": (model.output_projection, "kernel")}
     if isinstance(model, MultipleChoice):
@@ -239,7 +239,7 @@ def _write_json(path, content):
 
 
 def _write_tokenizer(folder, tokenizer, max_sequence_length):
-    """The library's own file, the older pair of files, and the names of special tokens."""
+    """Writes the library's own file, the older pair of files, and the special tokens."""
     from tokenizers import Tokenizer as RustTokenizer
 
     rust = RustTokenizer.from_str(tokenizer.get_config()["tokenizer_json"])

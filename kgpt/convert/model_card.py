@@ -142,7 +142,7 @@ def _file_row(path):
 
 
 def _model_index(name, pipeline, figures, evaluation_data):
-    """The figures as the hub reads them; it wants the name of the data with them."""
+    """Returns the figures as the hub reads them, with the name of the data."""
     if not figures or pipeline is None:
         return None
     data = evaluation_data or "unnamed"

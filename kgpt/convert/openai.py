@@ -90,7 +90,7 @@ def from_openai(folder: str | os.PathLike, num_heads: int = 12, dtype=None) -> C
 
 
 def _read_files(folder):
-    """The slices, mapped and not read yet, and the shapes."""
+    """Returns the slices, mapped and not read yet, and the shapes."""
     if not (folder / _SHAPES).exists():
         raise FileNotFoundError(
             f"There is no {_SHAPES}. Received: {folder}. OpenAI's release has it in model/."
@@ -116,7 +116,7 @@ def _without_ones(shape):
 
 
 def _rows_of(slices, start, shape):
-    """A function that reads rows of the tensor that begins at a place in the concatenation."""
+    """Returns a function that reads rows of the tensor at a place in the concatenation."""
     row = int(np.prod(shape[1:]))
 
     def read(first, last):

@@ -21,7 +21,7 @@ _HEADS = ("score.", "multiple_choice_head.")
 
 
 def named_weights(backbone) -> dict[str, tuple]:
-    """The weights of a body, in the order of OpenAI's GPT-1 release.
+    """Returns the weights of a body, in the order of OpenAI's GPT-1 release.
 
     Args:
         backbone: a `GPTBackbone`.
@@ -115,14 +115,14 @@ class Tensor(NamedTuple):
     dtype: str
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The rows from `start` to `stop`."""
+        """Returns the rows from `start` to `stop`."""
         # Opened for each part: mapped pages count as memory of the process until it is closed.
         with _open(self.path) as file:
             return file.get_slice(self.name)[start:stop]
 
 
 def find_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, in one file or several.
+    """Returns the tensors of a folder, in one file or several.
 
     Args:
         folder: holds `model.safetensors`, or `model.safetensors.index.json` and what it names.

@@ -40,7 +40,7 @@ def reference(query, key, value, visible, keep=None, rate: float = 0.0):
 
 
 def attend(query, key, value, segment_ids=None, rate: float = 0.0, seed=None):
-    """Returns causal attention, computed in the fastest of the three ways; see `choice`.
+    """Returns causal attention, computed in the fastest of the three ways of `choice`.
 
     Args:
         query: float tensor `(batch, length, heads, head_dim)`.
@@ -343,7 +343,7 @@ def _merge(attended):
 
 
 def _split(merged, shape):
-    """The inverse of `_merge`, to `shape`."""
+    """`(batch, length, hidden_dim)` -> `shape`, the inverse of `_merge`."""
     _, num_heads, length, head_dim = shape
     return _arrange(ops.reshape(merged, (-1, length, num_heads, head_dim)), "blhd->bhld")
 

@@ -68,8 +68,8 @@ def custom_gradient(function):
 def barrier(x, after):
     """Returns `x`, but not before `after` has been computed: an optimization barrier.
 
-    For backward passes that recompute what the forward pass computed, or that need something else
-    made of its arrays alone, such as a slice. TensorFlow runs each operation as soon as its inputs
+    For backward passes that recompute what the forward pass computed, or that take slices of its
+    arrays. TensorFlow runs each operation as soon as its inputs
     are there, which would be in the forward pass, and keeps the result. XLA finds that it has
     computed the same before and keeps that; on TensorFlow it still may. PyTorch runs operations in
     the order of the program.

@@ -118,7 +118,7 @@ class DecoderBlock(keras.layers.Layer):
         return self._join(hidden_states, attention, training)
 
     def call_with_cache(self, hidden_states, cache, cache_index, visible, position_ids=None):
-        """The block for new positions; see `CausalSelfAttention.call_with_cache`."""
+        """Runs the block for new positions, as `CausalSelfAttention.call_with_cache`."""
 
         def attention(x):
             nonlocal cache

@@ -21,7 +21,7 @@ class Dense(keras.layers.Dense):
         return outputs if self.activation is None else self.activation(outputs)
 
     def quantize(self, mode=None, type_check=True, config=None):
-        # Keras refuses all subclasses, lest they compute something else: this one does not.
+        # Keras refuses all subclasses, since they might compute another product: this one does not.
         super().quantize(mode, type_check=False, config=config)
 
 

@@ -150,10 +150,9 @@ def starting_at_zero():
 
 
 def normal_initializer(initializer):
-    """The initializer that was asked for, or else GPT's N(0, 0.02) (GPT-1, section 4.1).
+    """Returns a copy of the initializer, or GPT's N(0, 0.02) if None (GPT-1, section 4.1).
 
-    Always a new one: an initializer gives the same numbers at each call, so no two weights may
-    share it.
+    A copy, since an initializer gives the same numbers at each call: no two weights may share it.
     """
     if _start_at_zero.get():
         return keras.initializers.Zeros()
@@ -165,7 +164,7 @@ def normal_initializer(initializer):
 
 
 def _positions(token_ids, segment_ids):
-    """0, 1, 2, ... along the length; from 0 again where a new document begins."""
+    """Returns 0, 1, 2, ... along the length, from 0 again where a new document begins."""
     length = ops.shape(token_ids)[1]
     positions = ops.arange(length, dtype="int32")  # (length,)
     if segment_ids is None:
