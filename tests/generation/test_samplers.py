@@ -71,7 +71,7 @@ def test_without_a_seed_calls_differ(lm, sampler):
     assert lm.generate([3, 1], 20, sampler=sampler) != lm.generate([3, 1], 20, sampler=sampler)
 
 
-def test_a_sampler_with_a_seed_of_its_own_repeats_itself_when_made_anew(lm):
+def test_a_sampler_with_a_seed_of_its_own_repeats_itself_in_a_new_object(lm):
     rows = [
         lm.generate([3, 1], 20, sampler=keras_hub.samplers.RandomSampler(seed=5)) for _ in range(2)
     ]
