@@ -1,0 +1,296 @@
+"""The rules of the house, read off the source: imports, the backend, sizes."""
+
+import ast
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import kgpt
+
+# Each part may import, at the top of a file, itself and the parts before it.
+ORDER = (
+    *("text", "tokenizer", "data", "kernels", "distribution", "layers", "losses", "metrics"),
+    *("settings", "recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
+)
+# The files and folders that may ask for the backend.
+BACKEND = (
+    "kernels/",
+    "generation/",
+    "convert/",
+    "data/batches.py",
+    "data/windows.py",
+    "settings.py",
+    "callbacks.py",
+    "models/task.py",
+)
+BACKENDS = ("tensorflow", "jax", "torch")
+MOST_LINES, MOST_FUNCTION_LINES = 400, 50
+# What one reads to understand a GPT and its training, and how many lines of code it may be.
+TO_READ = ("layers/", "losses.py", "models/backbone.py", "models/causal_lm.py")
+MOST_LINES_TO_READ = 700
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+# === The checks: each gives a list of violations, "file:line: rule" ===
+
+
+def imports_to_the_right(root):
+    """Imports at the top of a file that run against the order of the parts."""
+    found = []
+    for name, tree in sources(root):
+        part = name.split("/")[0].removesuffix(".py")
+        if name == "__init__.py":
+            continue
+        if part not in ORDER:
+            found.append(f"{name}:1: {part!r} has no place in the order of imports")
+            continue
+        for node in top_level(tree):
+            for module in imported_modules(node, name):
+                package, _, other = module.partition(".")
+                if package == "kgpt":
+                    other = other.split(".")[0]
+                    if other not in ORDER[: ORDER.index(part) + 1]:
+                        found.append(
+                            f"{name}:{node.lineno}: {part!r} must not know {module!r}, to its right"
+                        )
+    return found
+
+
+def backend_outside_its_files(root):
+    """Questions for the backend and imports of one, in files that are not for that."""
+    found = []
+    for name, tree in sources(root):
+        if name.startswith(BACKEND):
+            continue
+        for node in ast.walk(tree):
+            if asks_for_backend(node):
+                found.append(f"{name}:{node.lineno}: asks for the backend")
+            for module in imported_modules(node, name):
+                if module.split(".")[0] in BACKENDS:
+                    found.append(f"{name}:{node.lineno}: imports {module}")
+    return found
+
+
+def too_long(root):
+    """Files and functions, without their docstrings, of too many lines."""
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines >= MOST_LINES:
+            name = path.relative_to(root).as_posix()
+            found.append(f"{name}:{lines}: a file must have fewer than {MOST_LINES} lines")
+    for name, tree in sources(root):
+        for node in ast.walk(tree):
+            if isinstance(node, FUNCTIONS):
+                lines = node.end_lineno - node.lineno + 1 - len(docstring_lines(node))
+                if lines >= MOST_FUNCTION_LINES:
+                    found.append(
+                        f"{name}:{node.lineno}: {node.name} has {lines} lines; a function must "
+                        f"have fewer than {MOST_FUNCTION_LINES} without its docstring"
+                    )
+    return found
+
+
+def too_much_to_read(root):
+    """The lines of code of what one reads to understand a GPT, if they are too many."""
+    counts = {
+        name: len(code_lines(root / name, tree))
+        for name, tree in sources(root)
+        if name.startswith(TO_READ)
+    }
+    total = sum(counts.values())
+    if total <= MOST_LINES_TO_READ:
+        return []
+    return [
+        f"{name}:{count}: of {total} lines of code to read, of at most {MOST_LINES_TO_READ}"
+        for name, count in counts.items()
+    ]
+
+
+# === Reading the source ===
+
+
+def sources(root):
+    """`(name, tree)` of all files under a folder; names with `/`, from the folder on."""
+    for path in sorted(root.rglob("*.py")):
+        yield path.relative_to(root).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def top_level(tree):
+    """The statements that run when a file is imported: those outside of functions."""
+    nodes = [tree]
+    for node in nodes:
+        if not isinstance(node, (*FUNCTIONS, ast.expr)):
+            nodes += ast.iter_child_nodes(node)
+    return nodes
+
+
+def imported_modules(node, name):
+    """The modules that a statement imports; `from kgpt import data` imports `kgpt.data`."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    module = node.module or ""
+    if node.level:
+        parents = ["kgpt", *name.split("/")[:-1]]
+        module = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [module])])
+    if module == "kgpt":
+        return [f"kgpt.{alias.name}" for alias in node.names]
+    return [module]
+
+
+def asks_for_backend(node):
+    """Whether a node is `config.backend` or `backend.backend`, or imports one of them by name."""
+    owners = ("config", "backend")
+    if isinstance(node, ast.ImportFrom):
+        is_owner = (node.module or "").split(".")[-1] in owners
+        return is_owner and any(alias.name == "backend" for alias in node.names)
+    if not isinstance(node, ast.Attribute) or node.attr != "backend":
+        return False
+    return getattr(node.value, "attr", getattr(node.value, "id", None)) in owners
+
+
+def docstring_lines(node):
+    """The numbers of the lines that a definition's or a file's docstring takes up."""
+    if not isinstance(node, (*DEFINITIONS, ast.Module)) or ast.get_docstring(node) is None:
+        return set()
+    return set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+
+
+def code_lines(path, tree):
+    """The numbers of a file's lines that are neither docstring, nor comment, nor blank."""
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    code = {n for n, line in lines if line.strip() and not line.strip().startswith("#")}
+    return code.difference(*(docstring_lines(node) for node in ast.walk(tree)))
+
+
+# === kgpt ===
+
+ROOT = Path(kgpt.__file__).parent
+
+
+@pytest.mark.parametrize(
+    "check", [imports_to_the_right, backend_outside_its_files, too_long, too_much_to_read]
+)
+def test_kgpt_keeps_the_rule_against(check):
+    found = check(ROOT)
+
+    assert not found, "\n".join(["", *found])
+
+
+# === The checks find what they look for ===
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A function that writes a package of files and gives its folder."""
+
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / "kgpt" / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text))
+        return tmp_path / "kgpt"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("layers__a", "from kgpt.models.backbone import GPTBackbone"),
+        ("layers__a", "from kgpt import losses"),
+        ("layers__a", "import kgpt.losses"),
+        ("layers__a", "import kgpt"),
+        ("layers__a", "from kgpt import CausalLM"),
+        ("layers__a", "from ..models import backbone"),
+        ("layers__a", "from .. import models"),
+        ("layers__a", "class A:\n    from kgpt import models"),
+        ("layers__a", "try:\n    import keras\nexcept ImportError:\n    from kgpt import models"),
+        ("text", "from kgpt.tokenizer import Tokenizer"),
+        ("helpers", ""),
+    ],
+)
+def test_an_import_to_the_right_is_found(house, name, line):
+    (found,) = imports_to_the_right(house(**{name: line}))
+
+    assert found.startswith(name.replace("__", "/") + ".py:")
+
+
+def test_other_imports_are_none_to_the_right(house):
+    root = house(
+        layers__a="""
+            import keras
+            from kgpt import data
+            from kgpt.kernels.attention import attend
+            from kgpt.layers.b import B
+            from .c import C
+
+            def f():
+                from kgpt import models
+            """,
+        plan="import kgpt.plot",
+        text="import re",
+    )
+    (root / "__init__.py").write_text("from kgpt import plan, text")
+
+    assert imports_to_the_right(root) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x = keras.config.backend()",
+        "x = keras.backend.backend()",
+        "x = backend.backend()",
+        "from keras.config import backend",
+        "from keras.src.backend import backend as b",
+        "import torch",
+        "import jax.numpy as jnp",
+        "from tensorflow import nn",
+        "def f():\n    import torch",
+        "def f():\n    return keras.config.backend",
+    ],
+)
+def test_a_question_for_the_backend_is_found(house, line):
+    root = house(layers__a=line, data__tasks=line, models__task=line, kernels__a=line)
+
+    found = backend_outside_its_files(root)
+
+    assert [one.split(":")[0] for one in found] == ["data/tasks.py", "layers/a.py"]
+
+
+def test_other_backends_are_no_question(house):
+    root = house(layers__a="x = self.backend\nimport jaxtyping\nfrom keras import backend as b")
+
+    assert backend_outside_its_files(root) == []
+
+
+def test_long_files_and_functions_are_found(house):
+    docstring = '"""A.\n' + "\n" * 60 + '"""\n'
+    body = "    x = 1\n" * 48
+    root = house(a="def f():\n    " + docstring + body, b="x = 1\n" * 399)
+    assert too_long(root) == []
+
+    found = too_long(house(a="def f():\n" + body + "    x = 1\n", b="x = 1\n" * 400))
+
+    assert [one.split(":")[0] for one in found] == ["b.py", "a.py"]
+    assert "f has 50 lines" in found[1]
+
+
+def test_too_much_code_to_read_is_found(house):
+    comment = '"""A\nB."""\n# C\n\n'
+    half, rest = MOST_LINES_TO_READ // 2, MOST_LINES_TO_READ - MOST_LINES_TO_READ // 2
+    root = house(layers__a=comment + "x = 1\n" * half, losses=comment + "x = 1\n" * rest)
+    assert too_much_to_read(root) == []
+
+    found = too_much_to_read(house(models__backbone="x = 1", models__head="x = 1"))
+
+    assert [one.split(":")[0] for one in found] == [
+        "layers/a.py",
+        "losses.py",
+        "models/backbone.py",
+    ]
