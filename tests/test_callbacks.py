@@ -1,3 +1,4 @@
+import json
 import os
 
 import keras
@@ -95,6 +96,48 @@ def test_saving_by_epochs_works_with_arrays(tmp_path):
     assert resumed.epoch == [1, 2]
     assert resumed.model.fit(x, x, epochs=2, verbose=0).epoch == [0, 1]
     np.testing.assert_allclose(resumed.history["loss"], expected.history["loss"][1:], rtol=1e-5)
+
+
+def fit_with_keras_dropout(folder=None, killed_after=None, seed=0):
+    """Three epochs of two steps; Keras's layer draws from PyTorch's own generator on PyTorch."""
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [keras.Input((64,)), keras.layers.Dropout(0.5), keras.layers.Dense(1, use_bias=False)]
+    )
+    model.layers[-1].kernel.assign(np.zeros((64, 1)))
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    x, y = np.ones((6, 64), "float32"), np.ones((6, 1), "float32")
+    callbacks = [kgpt.callbacks.ResumableCheckpoint(folder)] if folder else []
+    callbacks += [kill_after(killed_after)] if killed_after else []
+    model.fit(x, y, batch_size=3, epochs=3, shuffle=False, callbacks=callbacks, verbose=0)
+    return keras.ops.convert_to_numpy(model.layers[-1].kernel)
+
+
+def test_a_resumed_run_drops_what_a_run_that_was_not_killed_drops(tmp_path):
+    expected = fit_with_keras_dropout()
+    with pytest.raises(Killed):
+        fit_with_keras_dropout(tmp_path / "run", killed_after=3)
+
+    resumed = fit_with_keras_dropout(tmp_path / "run", seed=1)
+
+    np.testing.assert_allclose(resumed, expected, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="PyTorch alone has a generator beside Keras's seeds"
+)
+def test_without_the_state_of_pytorchs_generator_a_resumed_run_would_drop_others(tmp_path):
+    expected = fit_with_keras_dropout()
+    with pytest.raises(Killed):
+        fit_with_keras_dropout(tmp_path / "run", killed_after=3)
+    (path,) = (tmp_path / "run").glob("*/progress.json")
+    progress = json.loads(path.read_text())
+    del progress["random_states"]["torch"]
+    path.write_text(json.dumps(progress))
+
+    resumed = fit_with_keras_dropout(tmp_path / "run", seed=1)
+
+    assert np.abs(resumed - expected).max() > 1e-2
 
 
 def test_a_finished_run_stays_as_it_is(token_file, tmp_path):
