@@ -62,16 +62,32 @@ def test_the_processor_decides(machine, flags, installed, backend, dtype, jit_co
     assert found[:3] == (backend, dtype, jit_compile)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("flags", [["amx_bf16"], ["avx512_bf16"], []])
-@pytest.mark.parametrize("accelerator", [True, False])
-def test_a_backend_that_is_asked_for_is_kept(machine, backend, flags, accelerator):
+@pytest.mark.parametrize(
+    ("flags", "accelerator", "backend", "dtype", "jit_compile", "reason"),
+    [
+        (["amx_bf16"], False, "tensorflow", "mixed_bfloat16", "auto", "AMX"),
+        (["amx_bf16"], False, "jax", "mixed_bfloat16", "auto", "AMX"),
+        (["amx_bf16"], False, "torch", "mixed_bfloat16", True, "AMX"),
+        (["avx512_bf16"], False, "tensorflow", "mixed_bfloat16", "auto", "AVX-512 BF16"),
+        (["avx512_bf16"], False, "jax", "float32", "auto", "AVX-512 BF16"),
+        (["avx512_bf16"], False, "torch", "mixed_bfloat16", "auto", "AVX-512 BF16"),
+        ([], False, "tensorflow", "float32", "auto", "float32"),
+        ([], False, "jax", "float32", "auto", "float32"),
+        ([], False, "torch", "float32", "auto", "float32"),
+        (["amx_bf16"], True, "tensorflow", "mixed_bfloat16", "auto", "gpu.py"),
+        ([], True, "jax", "mixed_bfloat16", "auto", "gpu.py"),
+        ([], True, "torch", "mixed_bfloat16", "auto", "gpu.py"),
+    ],
+)
+def test_a_backend_that_is_asked_for_gets_its_own_settings_and_the_reason(
+    machine, flags, accelerator, backend, dtype, jit_compile, reason
+):
     machine(flags, accelerator=accelerator)
 
     found = kgpt.recipes.fastest_settings(backend)
 
-    assert found.backend == backend
-    assert "WHY" not in found.why
+    assert found[:3] == (backend, dtype, jit_compile)
+    assert reason in found.why
 
 
 def test_without_a_compiler_nothing_is_compiled_by_it(machine):
