@@ -1,13 +1,15 @@
-"""How well kgpt uses an accelerator: training, memory, generation and fine-tuning.
+"""How well kgpt uses an accelerator, beside keras-hub: training, generation and fine-tuning.
 
     KERAS_BACKEND=jax python benchmarks/gpu.py    # or torch; nothing comes from the network
     KERAS_BACKEND=jax python benchmarks/gpu.py --cpu-test
 
-GPT-2's shapes at context 1024. Training is measured with kgpt's own loss, which never holds all
-logits, and with Keras's on the full logits; memory is the device's peak. The limit of training and
-fine-tuning is the matrix-product rate measured in the same run in bfloat16 (so the share is MFU),
-that of generation the memory bandwidth. A case that does not fit is tried with half the batch.
-Writes `results/gpu.json` and `results/gpu.png`, and prints a table.
+GPT-2's shapes at context 1024. Training and fine-tuning are measured with the default dropout of
+0.1, with `attention_dropout=0` beside it, and without dropout; the table says which attention
+kgpt computes there: fused (the backend's kernel), tiled or reference. `kgpt` has its own loss,
+which never holds all logits, `kgpt_full_logits` and keras-hub have Keras's; memory is the device's
+peak. The limit of training and fine-tuning is the matrix-product rate measured in the same run in
+bfloat16 (so the share is MFU), that of generation the memory bandwidth. A case that does not fit is
+tried with half the batch. Writes `results/gpu.json` and `results/gpu.png`, and prints a table.
 """
 
 import argparse
@@ -25,6 +27,11 @@ SIZES = {  # with the batch for training on 80 GB
     "gpt2_medium": {**GPT2, "layers": 24, "heads": 16, "width": 1024, "batch": 16},
     "gpt2_xl": {**GPT2, "layers": 48, "heads": 25, "width": 1600, "batch": 4},
 }
+DROPOUTS = {  # the default first
+    "dropout 0.1": {"dropout": 0.1},
+    "dropout 0.1, attention_dropout 0": {"dropout": 0.1, "attention_dropout": 0.0},
+    "no dropout": {"dropout": 0.0},
+}
 OUT_OF_MEMORY = ("resource_exhausted", "out of memory", "outofmemory")
 
 
@@ -35,17 +42,24 @@ def make_cases(options):
     prompt, new_tokens = (4, 8) if tiny else (32, 200)
     mixed = {"dtype": "mixed_bfloat16", "jit_compile": True if options.jit_compile else "auto"}
     for name, size in sizes.items():
-        for implementation in ("kgpt", "kgpt_full_logits"):
-            spec = {"task": "train", "implementation": implementation, "size": size, **mixed}
-            yield f"{name}, training", "tokens/s", {**spec, "steps": options.steps}
+        for words, dropout in DROPOUTS.items():
+            for implementation in ("kgpt", "kgpt_full_logits", "keras_hub"):
+                if implementation == "keras_hub" and "attention_dropout" in dropout:
+                    continue  # it has one rate for all
+                spec = {"task": "train", "implementation": implementation, "size": size, **mixed}
+                spec.update(steps=options.steps, **dropout)
+                yield f"{name}, training, {words}", "tokens/s", spec
         for batch in (1, 8) if tiny else (1, 8, 64):
-            spec = {"task": "generate", "implementation": "kgpt", "dtype": options.generation_dtype}
-            spec.update(size={**size, "batch": batch}, prompt=prompt, new_tokens=new_tokens)
-            yield f"{name}, generation of {batch}", "tokens/s", spec
-    size = next(iter(sizes.values()))
-    spec = {"task": "classify", "implementation": "kgpt", "size": size, "steps": options.steps}
-    spec.update(length=min(128, size["context"]), **mixed)
-    yield f"{next(iter(sizes))}, fine-tuning a classifier", "examples/s", spec
+            for implementation in ("kgpt", "keras_hub"):
+                spec = {"task": "generate", "implementation": implementation}
+                spec.update(dtype=options.generation_dtype, size={**size, "batch": batch})
+                spec.update(prompt=prompt, new_tokens=new_tokens)
+                yield f"{name}, generation of {batch}", "tokens/s", spec
+    name, size = next(iter(sizes.items()))
+    for words, dropout in DROPOUTS.items():
+        spec = {"task": "classify", "implementation": "kgpt", "size": size, "steps": options.steps}
+        spec.update(length=min(512, size["context"]), **mixed, **dropout)
+        yield f"{name}, fine-tuning a classifier, {words}", "examples/s", spec
 
 
 def measure(label, unit, spec, backend, options):

@@ -17,7 +17,11 @@ COLUMNS = {
     "startup": {},
     "tokenize": {"tokens": ("tokens", ",.0f")},
     "data": {},
-    "gpu": {"peak_mb": ("peak memory, MB", ",.0f"), "batch": ("batch", ".0f")},
+    "gpu": {
+        "attention": ("attention", ""),
+        "peak_mb": ("peak memory, MB", ",.0f"),
+        "batch": ("batch", ".0f"),
+    },
 }
 COLORS = {"kgpt": "#1f5fa8", "keras_hub": "#c2571a"}
 

@@ -36,10 +36,21 @@ def make_kgpt(spec):
         size["heads"],
         size["width"],
         dropout=spec.get("dropout", 0.0),
+        attention_dropout=spec.get("attention_dropout"),
         max_sequence_length=size["context"],
         dtype=spec["dtype"],
     )
     return kgpt.CausalLM(backbone)
+
+
+def kgpt_attention(spec, length):
+    """How kgpt's attention is computed in training: "fused", "tiled" or "reference"."""
+    from kgpt.kernels import attention
+
+    size, rate = spec["size"], spec.get("attention_dropout")
+    shape = (size["batch"], length, size["heads"], size["width"] // size["heads"])
+    rate = spec.get("dropout", 0.0) if rate is None else rate
+    return attention.choice(shape, spec["dtype"].removeprefix("mixed_"), rate)
 
 
 def make_keras_hub(spec):
@@ -209,7 +220,9 @@ def train(spec):
     ends = run(WARM_UP_STEPS)
     initial_loss = ends[0][1]
     check_same_work(size, parameters, initial_loss)
+    is_kgpt = spec["implementation"].startswith("kgpt")
     yield {
+        **({"attention": kgpt_attention(spec, size["context"])} if is_kgpt else {}),
         "parameters": parameters,
         "initial_loss": initial_loss,
         "first_step_seconds": ends[0][0] - start,
@@ -313,7 +326,10 @@ def classify(spec):
         return fit(model, x, rng.integers(0, 2, rows), size["batch"])
 
     run(WARM_UP_STEPS)
-    yield {"flops_per_unit": length * limits.flops_per_token({**size, "context": length})}
+    yield {
+        "flops_per_unit": length * limits.flops_per_token({**size, "context": length}),
+        "attention": kgpt_attention(spec, length),
+    }
     while True:
         seconds = step_seconds(run(spec["steps"] + 1))
         value = size["batch"] / statistics.median(seconds)

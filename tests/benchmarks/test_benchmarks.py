@@ -55,13 +55,30 @@ def test_sets_run_and_write_finite_positive_ratios(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("on_jax")
-def test_the_gpu_benchmark_runs_without_a_gpu_at_tiny_shapes(tmp_path):
-    done = run("gpu.py", "--cpu-test", "--results", tmp_path, backend="jax")
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_gpu_benchmark_runs_without_a_gpu_at_tiny_shapes(tmp_path, backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend}, which is measured here, is not installed")
+
+    done = run("gpu.py", "--cpu-test", "--results", tmp_path, backend=backend)
     rows = rows_of(tmp_path / "gpu.json")
 
     assert done.returncode == 0, done.stderr
     assert {row["facts"]["batch"] for row in rows} == {1, 2, 8}
+    assert {row["implementation"] for row in rows} == {"kgpt", "kgpt_full_logits", "keras_hub"}
     assert all(row["value"] > 0 and row["facts"]["peak_mb"] > 0 for row in rows)
+    found = {
+        row["case"].removeprefix("tiny, training, "): row["facts"]["attention"]
+        for row in rows
+        if row["implementation"] == "kgpt" and "training" in row["case"]
+    }
+    without = "fused" if backend == "torch" else "reference"  # PyTorch's serves a CPU too
+    assert found == {
+        "dropout 0.1": "reference",
+        "dropout 0.1, attention_dropout 0": without,
+        "no dropout": without,
+    }
+    assert f"| {without} |" in done.stdout
 
 
 @pytest.mark.usefixtures("on_jax")
