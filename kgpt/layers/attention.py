@@ -137,11 +137,9 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def _project(self, hidden_states, position_ids=None):
         """Returns queries, keys and values, each `(batch, length, heads, head_dim)`."""
-        length, hidden_dim = ops.shape(hidden_states)[1], hidden_states.shape[-1]
+        length, head_dim = ops.shape(hidden_states)[1], hidden_states.shape[-1] // self.num_heads
         projected = self.query_key_value(hidden_states)  # (batch, length, 3 * hidden_dim)
-        projected = ops.reshape(
-            projected, (-1, length, 3, self.num_heads, hidden_dim // self.num_heads)
-        )
+        projected = ops.reshape(projected, (-1, length, 3, self.num_heads, head_dim))
         query, key, value = ops.unstack(projected, axis=2)
         if self.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)

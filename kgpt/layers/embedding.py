@@ -94,13 +94,12 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         if reverse:
             return self.token_embedding(inputs, reverse=True)
         self.check_length(inputs.shape[1])
-        tokens = self.token_embedding(inputs)  # (batch, length, hidden_dim)
-        if self.position_embedding is None:
-            return self.dropout_layer(tokens, training=training)
-        if position_ids is None:
-            position_ids = _positions(inputs, segment_ids)
-        positions = self.position_embedding(position_ids)  # (length, hidden_dim), or with a batch
-        return self.dropout_layer(tokens + positions, training=training)
+        h = self.token_embedding(inputs)  # (batch, length, hidden_dim)
+        if self.position_embedding is not None:
+            if position_ids is None:
+                position_ids = _positions(inputs, segment_ids)  # (length,), or with a batch
+            h = h + self.position_embedding(position_ids)
+        return self.dropout_layer(h, training=training)
 
     def check_length(self, length: int | None):
         """Raises ValueError for a length that there are no positions for."""
