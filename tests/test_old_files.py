@@ -43,7 +43,7 @@ def outputs_of(model, inputs):
 
 
 def fit_twice(model, inputs, targets):
-    """As in `make.py`: the losses of two steps; where each position has a target, padding has none."""
+    """Returns the losses of two steps, as `make.py` does; targets in the padding do not count."""
     mask = inputs["padding_mask"]
     is_counted = mask.astype("float32") if np.shape(targets) == mask.shape else None
     options = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0}
