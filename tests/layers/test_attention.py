@@ -88,6 +88,20 @@ def test_real_tokens_do_not_see_padding_wherever_it_stands(attention, padding, d
     assert_real_outputs(output, mask, of_real_tokens_alone(attention, mask))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["without", "with"])  # drops nothing
+def test_padding_of_long_sequences_is_not_seen_either(dropout):
+    length = 300
+    states = np.random.default_rng(1).standard_normal((2, length, WIDTH)).astype("float32")
+    mask = np.random.default_rng(2).random((2, length)) < 0.7
+    attention = make_attention(dropout=dropout)
+
+    output = to_numpy(attention(states, padding_mask=mask, training=True))
+
+    for row, real in enumerate(mask):
+        alone = to_numpy(attention(states[row : row + 1, real], training=True))
+        np.testing.assert_allclose(output[row, real], alone[0], atol=1e-5)
+
+
 def test_segments_do_not_see_each_other(attention):
     segment_ids = np.array([[1, 1, 2, 2, 2], [4, 4, 4, 4, 0]])
 

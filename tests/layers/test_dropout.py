@@ -34,6 +34,16 @@ def test_nothing_is_dropped_outside_of_training_and_at_rate_0():
     np.testing.assert_array_equal(drop(x, 0.0), x)
 
 
+def test_one_mask_serves_the_axes_that_the_noise_shape_leaves_at_one():
+    layer = Dropout(0.5, noise_shape=(None, 1, None), seed=0)
+
+    kept = to_numpy(layer(np.ones((50, 3, 40), "float32"), training=True))
+
+    assert (kept == kept[:, :1]).all()
+    assert (kept == 0).mean() == pytest.approx(0.5, abs=0.05)
+    assert Dropout.from_config(layer.get_config()).noise_shape == (None, 1, None)
+
+
 def test_the_highest_rates_give_finite_numbers():
     assert np.isfinite(drop(np.ones((4, 1000), "float32"), 0.99999)).all()
 
