@@ -17,7 +17,7 @@ auxiliary language-model loss, the same body from scratch, keras-hub's GPT2Backb
 from scratch, and TF-IDF with logistic or ridge regression. Results are kept as they come: started
 again, the script goes on where it stopped. At the end it prints a table and draws a picture.
 
-Needs: pip install "kgpt[scores,plot]".
+Needs: pip install scikit-learn scipy matplotlib.
 """
 
 import argparse

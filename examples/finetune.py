@@ -16,7 +16,7 @@ Your own table (.csv, .tsv, .json, .parquet) or a data set of the Hugging Face h
 With `--model runs/pretrain/lm.keras` the body is a model that `examples/pretrain.py` trained;
 without, a small one is first trained on the task's own texts, without their labels.
 
-Needs: pip install "kgpt[scores]", and for your own data: pip install datasets.
+Needs: pip install scikit-learn scipy, and for your own data: pip install datasets.
 """
 
 import argparse

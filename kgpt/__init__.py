@@ -15,7 +15,7 @@ from kgpt.models import (
 )
 from kgpt.tokenizer import Tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CausalLM",

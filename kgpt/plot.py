@@ -1,4 +1,4 @@
-"""Pictures of training. Needs matplotlib: `pip install "kgpt[plot]"`."""
+"""Pictures of training. Needs matplotlib: `pip install matplotlib`."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def training_curves(history, path, title: str = "", steps_per_epoch: int | None 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('Pictures need matplotlib. Try: pip install "kgpt[plot]".') from error
+        raise ImportError("Pictures need matplotlib. Try: pip install matplotlib.") from error
     history = getattr(history, "history", history)
     if not history.get("loss"):
         raise ValueError(

@@ -175,7 +175,7 @@ def import_extra(name: str):
     except ImportError as error:
         raise ImportError(
             f"Exchange with Hugging Face needs {name}, which is not installed. "
-            'Try: pip install "kgpt[hub]"'
+            "Try: pip install safetensors huggingface_hub"
         ) from error
 
 
