@@ -280,7 +280,7 @@ def run_set(name, options):
 
 
 def machine_facts():
-    names = ("kgpt", "keras", "tensorflow", "jax", "torch", "keras-hub", "transformers")
+    names = ("kgpt-keras", "keras", "tensorflow", "jax", "torch", "keras-hub", "transformers")
     versions = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
