@@ -1,7 +1,6 @@
 """Text -> one token file on disk; the Python standard library as a corpus."""
 
 import contextlib
-import hashlib
 import itertools
 import os
 import sysconfig
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from kgpt.data.split import split
 from kgpt.text import document_pieces
 
 _NOT_LIBRARY_CODE = {
@@ -55,13 +55,14 @@ def standard_library_files() -> list[Path]:
 
 
 def write_tokens(
-    files_or_texts: str | os.PathLike | Iterable[str | os.PathLike],
+    files_or_texts: os.PathLike | Iterable[str | os.PathLike],
     tokenizer,
     path: str | os.PathLike,
     validation_fraction: float = 0.0,
     errors: str = "strict",
     end_of_text: bool = True,
     progress: bool = True,
+    encoding: str = "utf-8",
 ) -> WrittenTokens:
     """Encodes text, on all cores and in bounded memory, and writes its tokens to one file.
 
@@ -76,16 +77,22 @@ def write_tokens(
     reordered or grows, and its copies go to the same file. The fraction is one of documents, and
     approximate.
 
+    Few documents (less than 32 on average in the smaller of the two files) may not be split well
+    that way. If one of the files would get less than half or more than twice its share of the
+    characters, the tails of the long documents are held out instead, cut between lines: of one
+    book, its last pages.
+
     Args:
-        files_or_texts: a path (file or folder), a text, or an iterable of them. A `str` that
-            names no existing file is a text.
+        files_or_texts: a `pathlib.Path` (file or folder), or an iterable of paths and texts. A
+            `str` is a text. What is read is described at `kgpt.text.documents`.
         tokenizer: `kgpt.Tokenizer`.
         path: path of the file, which must end in `.npy`.
         validation_fraction: float in [0, 1). Fraction of the documents to hold out.
-        errors: `"strict"` or `"replace"`. Whether bytes that are not UTF-8 raise, or are read as
-            the replacement character U+FFFD.
+        errors: `"strict"` or `"replace"`. Whether bytes that are not of the encoding raise, or are
+            read as the replacement character U+FFFD.
         end_of_text: bool. Whether to write the tokenizer's end-of-text token after each document.
         progress: bool. Whether to show a progress bar, which counts tokens.
+        encoding: str. The encoding of files without a byte order mark.
 
     Returns:
         `WrittenTokens`, a named tuple: `path`, `num_tokens`, `num_documents`, and the same of the
@@ -93,11 +100,14 @@ def write_tokens(
 
     Raises:
         ValueError: if an argument is out of range, the tokenizer has no end-of-text token, the
-            text is empty or not UTF-8, or one of the two files has no document.
+            text is empty, not of the encoding or no text at all (a single `str`, a table), or one
+            of the two files would be empty.
         FileNotFoundError: if a path does not exist.
 
     Example:
-        kgpt.data.write_tokens("books/", tokenizer, "corpus/train.npy", validation_fraction=0.05)
+        kgpt.data.write_tokens(
+            Path("books/"), tokenizer, "corpus/train.npy", validation_fraction=0.05
+        )
     """
     path = Path(path)
     if path.suffix != ".npy":
@@ -119,15 +129,16 @@ def write_tokens(
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(_TokenFile(path, dtype)) for path in paths]
-        pieces = document_pieces(files_or_texts, errors, _PIECE_LENGTH)
-        _encode(_choose_file(pieces, validation_fraction), tokenizer, ending, files, progress)
+        pieces = document_pieces(files_or_texts, errors, _PIECE_LENGTH, encoding)
+        pieces = split(pieces, validation_fraction, path.parent)
+        _encode(pieces, tokenizer, ending, files, progress)
         for file in files:
             if not file.num_tokens:
                 raise ValueError(
                     f"There are no tokens for {file.path}. Received: "
                     f"{sum(file.num_documents for file in files)} documents, "
                     f"validation_fraction={validation_fraction}. "
-                    "Try another validation_fraction, or split the text into more documents."
+                    "Try another validation_fraction, or more text."
                 )
             file.complete()
         for file in files:
@@ -191,19 +202,6 @@ class _TokenFile:
             "shape": (self.num_tokens,),
         }
         np.lib.format.write_array_header_1_0(self.stream, description)
-
-
-def _choose_file(
-    pieces: Iterable[tuple[str, bool]], validation_fraction: float
-) -> Iterator[tuple[str, bool, int]]:
-    """Yields each piece with the file of its document: 0 for training, 1 for validation."""
-    begins_document = True
-    for text, ends_document in pieces:
-        if begins_document:
-            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            file = int(int.from_bytes(digest) / 2**64 < validation_fraction)
-        yield text, ends_document, file
-        begins_document = ends_document
 
 
 def _batches(pieces: Iterable[tuple[str, bool, int]]) -> Iterator[list[tuple[str, bool, int]]]:

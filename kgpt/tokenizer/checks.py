@@ -5,15 +5,16 @@ from collections.abc import Iterable
 import keras
 import numpy as np
 
-from kgpt.text import shorten
+from kgpt.text import check_no_table, shorten
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
     """Returns the texts as a list.
 
     Raises:
-        ValueError: for a single text, and for items that are not str.
+        ValueError: for a single text, a table, and for items that are not str.
     """
+    check_no_table("texts", texts)
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise ValueError(
             "texts must be a list of str. "

@@ -56,7 +56,7 @@ class Tokenizer:
         2.2; Sennrich et al. 2016 (BPE).
 
     Example:
-        tokenizer = kgpt.Tokenizer.train("books/", vocabulary_size=8192)
+        tokenizer = kgpt.Tokenizer.train(Path("books/"), vocabulary_size=8192)
         tokenizer.decode(tokenizer.encode("Hello world"))
     """
 
@@ -91,12 +91,13 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        files_or_texts: str | os.PathLike | Iterable[str | os.PathLike],
+        files_or_texts: os.PathLike | Iterable[str | os.PathLike],
         vocabulary_size: int | None = None,
         style: str = "gpt2",
         errors: str = "strict",
         special_tokens: Sequence[str] = TASK_TOKENS,
         exact: bool | None = None,
+        encoding: str = "utf-8",
     ) -> "Tokenizer":
         """Learns a vocabulary from text, read as a stream, on all cores.
 
@@ -104,29 +105,31 @@ class Tokenizer:
         others for `vocabulary_size`, the vocabulary is smaller and a warning says so.
 
         Args:
-            files_or_texts: a path (file or folder), a text, or an iterable of them. A `str` that
-                names no existing file is a text.
+            files_or_texts: a `pathlib.Path` (file or folder), or an iterable of paths and texts.
+                A `str` is a text. What is read is described at `kgpt.text.documents`.
             vocabulary_size: int. Number of tokens, special ones included. Must be None with
                 `style="characters"`, whose tokens are all characters of the text.
             style: `"gpt2"`, `"gpt1"` or `"characters"`.
-            errors: `"strict"` or `"replace"`. Whether bytes that are not UTF-8 raise, or are read
-                as the replacement character U+FFFD.
+            errors: `"strict"` or `"replace"`. Whether bytes that are not of the encoding raise, or
+                are read as the replacement character U+FFFD.
             special_tokens: special tokens after `<|endoftext|>`, which always exists; all have
                 the last ids. By default GPT-1's start, delimiter and classify, so that a
                 pretrained model can be fine-tuned with the same vocabulary; () for none.
             exact: bool. With `style="gpt1"`, whether words are split by ftfy and spaCy rather
                 than by rules. None means True if both are installed.
+            encoding: str. The encoding of files without a byte order mark.
 
         Returns:
             `Tokenizer`.
 
         Raises:
-            ValueError: if there is no text, or `vocabulary_size` is smaller than the alphabet.
+            ValueError: if there is no text or something else in its place (a single `str`, a
+                table), or `vocabulary_size` is smaller than the alphabet.
             ImportError: if `exact=True` and ftfy or spaCy is not installed.
             FileNotFoundError: if a path does not exist.
         """
         rust = train_tokenizer(
-            files_or_texts, vocabulary_size, style, errors, special_tokens, exact
+            files_or_texts, vocabulary_size, style, errors, special_tokens, exact, encoding
         )
         return cls(rust.to_str())
 

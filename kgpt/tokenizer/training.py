@@ -24,12 +24,13 @@ _PIECE_LENGTH = 2**16  # `tokenizers` holds some hundred pieces at once in train
 
 
 def train_tokenizer(
-    files_or_texts: str | os.PathLike | Iterable[str | os.PathLike],
+    files_or_texts: os.PathLike | Iterable[str | os.PathLike],
     vocabulary_size: int | None,
     style: str,
     errors: str,
     special_tokens: Sequence[str],
     exact: bool | None,
+    encoding: str,
 ):
     """Returns a trained `tokenizers.Tokenizer`; the arguments are those of `Tokenizer.train`."""
     exact = check_style(style, exact)
@@ -40,7 +41,8 @@ def train_tokenizer(
             'vocabulary_size must be an int, and None with style="characters". '
             f"Received: vocabulary_size={vocabulary_size}, style={style!r}."
         )
-    pieces = (piece for piece, _ in document_pieces(files_or_texts, errors, _PIECE_LENGTH))
+    documents = document_pieces(files_or_texts, errors, _PIECE_LENGTH, encoding)
+    pieces = (piece for piece, _ in documents)
     if style == "characters":
         model = _character_model(pieces)
     elif style == "gpt2":
