@@ -2,6 +2,7 @@
 
 from kgpt.data.builtin import character_categories, character_values, function_docstrings
 from kgpt.data.corpus import standard_library_files, write_tokens
+from kgpt.data.tables import read_texts
 from kgpt.data.tasks import classification, entailment, multiple_choice, regression, similarity
 from kgpt.data.windows import windows
 
@@ -12,6 +13,7 @@ __all__ = [
     "entailment",
     "function_docstrings",
     "multiple_choice",
+    "read_texts",
     "regression",
     "similarity",
     "standard_library_files",

@@ -4,20 +4,22 @@ A column is a list, a numpy array, a pandas column or a column of a Hugging Face
 """
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from kgpt.text import check_no_table
 
 
 def check_columns(**columns):
     """Raises ValueError unless the columns have items, and the same number of them.
 
-    `labels` and `targets` may be None.
+    `labels`, `targets` and `sample_weight` may be None.
     """
     lengths = {
         name: _length(name, column)
         for name, column in columns.items()
-        if not (column is None and name in ("labels", "targets"))
+        if not (column is None and name in ("labels", "targets", "sample_weight"))
     }
     if len(set(lengths.values())) > 1:
         received = ", ".join(f"{length} {name}" for name, length in lengths.items())
@@ -29,8 +31,8 @@ def check_columns(**columns):
 
 
 def _length(name: str, column) -> int:
-    is_table = isinstance(column, Mapping) or hasattr(column, "columns")
-    if isinstance(column, str) or is_table or not hasattr(column, "__len__"):
+    check_no_table(name, column)
+    if isinstance(column, str) or not hasattr(column, "__len__"):
         raise ValueError(
             f"{name} must be a list, an array or one column, with an item for each example. "
             f"Received: {str(column)[:50]!r}, a {type(column).__name__}."
@@ -41,7 +43,7 @@ def _length(name: str, column) -> int:
 # === Texts ===
 
 
-def read_texts(name: str, texts) -> list[str]:
+def read_text_column(name: str, texts) -> list[str]:
     """Returns a column of texts as a list.
 
     Raises:
@@ -66,7 +68,7 @@ def read_texts_or_pairs(texts) -> list:
         ValueError: for other items, and for a mixture of texts and pairs.
     """
     if isinstance(texts, str) or len(texts) == 0 or isinstance(next(iter(texts)), str):
-        return read_texts("texts", texts)
+        return read_text_column("texts", texts)
     pairs = []
     for i, pair in enumerate(texts):
         if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
@@ -74,7 +76,7 @@ def read_texts_or_pairs(texts) -> list:
                 "texts must be either all texts or all pairs (first, second) of texts. "
                 f"Received: {pair!r} at index {i}."
             )
-        pairs.append(tuple(read_texts(f"texts[{i}]", pair)))
+        pairs.append(tuple(read_text_column(f"texts[{i}]", pair)))
     return pairs
 
 
@@ -84,7 +86,7 @@ def read_choices(choices) -> list[list[str]]:
     Raises:
         ValueError: unless all examples have the same number of choices, at least 2.
     """
-    choices = [read_texts(f"choices[{i}]", of_one) for i, of_one in enumerate(choices)]
+    choices = [read_text_column(f"choices[{i}]", of_one) for i, of_one in enumerate(choices)]
     num_choices = len(choices[0])
     for i, of_one in enumerate(choices):
         if len(of_one) != num_choices or num_choices < 2:
@@ -106,7 +108,7 @@ def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] 
         ValueError: for missing labels, labels that are neither ints nor names, and labels outside
             the classes.
     """
-    class_names = None if class_names is None else [str(name) for name in class_names]
+    class_names = None if class_names is None else _read_class_names(class_names)
     if labels is None:
         return None, class_names
     labels = list(labels)
@@ -129,6 +131,17 @@ def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] 
         expected = "at least 0" if class_names is None else f"at least 0 and less than {upper}"
         raise ValueError(f"labels must be {expected}. Received: {labels[i]} at index {i}.")
     return array.astype("int32"), class_names
+
+
+def _read_class_names(class_names) -> list[str]:
+    if isinstance(class_names, str):
+        raise ValueError(
+            f"class_names must be a list of names. Received: class_names={class_names!r}."
+        )
+    class_names = [str(name) for name in class_names]
+    if len(set(class_names)) < len(class_names):
+        raise ValueError(f"class_names must differ. Received: class_names={class_names}.")
+    return class_names
 
 
 def _check_label_types(labels: list):
@@ -161,8 +174,15 @@ def read_choice_labels(labels, num_choices: int) -> np.ndarray | None:
     """Returns the numbers of the right choices as int32 `(examples,)`.
 
     Raises:
-        ValueError: for missing labels, and labels outside the choices.
+        ValueError: for missing labels, names, and labels outside the choices.
     """
+    for i, label in enumerate([] if labels is None else labels):
+        if isinstance(label, str):
+            raise ValueError(
+                "labels must be the numbers of the right choices, from 0. "
+                f"Received: the str {label!r} at index {i}. Names such as A, B and C become "
+                'numbers by ["A", "B", "C"].index(label).'
+            )
     labels, _ = read_labels(labels)
     if labels is not None and labels.max() >= num_choices:
         i = int(np.argmax(labels >= num_choices))
@@ -197,3 +217,45 @@ def read_targets(targets) -> np.ndarray | None:
             "Remove examples without a target."
         )
     return array.astype("float32")
+
+
+# === Weights ===
+
+
+def read_weights(sample_weight, labels) -> np.ndarray | None:
+    """Returns the weights of the examples as float32 `(examples,)`.
+
+    Raises:
+        ValueError: for weights that are not finite numbers of at least 0, for weights that are all
+            0, and for weights without labels.
+    """
+    if sample_weight is None:
+        return None
+    if labels is None:
+        raise ValueError(
+            "sample_weight weighs the loss of labels. Received: a sample_weight, but no labels or "
+            "targets. Try sample_weight=None for texts to predict."
+        )
+    try:
+        if any(isinstance(weight, str | bytes) for weight in sample_weight):
+            raise TypeError("a weight is a str")
+        weights = np.array([np.asarray(weight, "float64") for weight in sample_weight], "float64")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "sample_weight must be one number for each example. "
+            f"Received: {list(sample_weight)[:3]!r} ... ({error})."
+        ) from error
+    if weights.ndim != 1:
+        raise ValueError(
+            f"sample_weight must be one number for each example. Received: shape {weights.shape}."
+        )
+    wrong = ~((weights >= 0) & (weights <= np.finfo("float32").max))
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise ValueError(
+            "sample_weight must be finite float32 numbers of at least 0. "
+            f"Received: {weights[i]} at index {i}."
+        )
+    if not weights.any():
+        raise ValueError("sample_weight must not be 0 for all examples. Received: only 0.")
+    return weights.astype("float32")

@@ -21,12 +21,14 @@ class TaskBatches(ResumableBatches):
     another random order, the same in every run. Without one, the order is by length; `predict`
     returns its rows in the order of the texts all the same.
 
-    Each batch is `(x, labels)`, or `(x,)` without labels. `x` has `"token_ids"` (int32) and
-    `"padding_mask"` (bool), `(batch, length)`, or `(batch, sequences, length)` if examples have
-    several sequences. Labels are int32 `(batch,)`, targets float32 `(batch, outputs)`.
+    Each batch is `(x, labels)`, with weights `(x, labels, sample_weight)`, without labels `(x,)`.
+    `x` has `"token_ids"` (int32) and `"padding_mask"` (bool), `(batch, length)`, or
+    `(batch, sequences, length)` if examples have several sequences. Labels are int32 `(batch,)`, targets float32 `(batch, outputs)`, weights
+    float32 `(batch,)`.
 
     Attributes:
         labels: all labels or targets in the order of the texts, or None.
+        sample_weight: all weights in the order of the texts, or None.
         class_names: list of str, or None.
         both_orders: bool. Whether pairs are read in both orders.
         sequences_per_example: int. Number of sequences in an example.
@@ -43,10 +45,12 @@ class TaskBatches(ResumableBatches):
         repeat: bool = False,
         class_names: list[str] | None = None,
         both_orders: bool = False,
+        sample_weight: np.ndarray | None = None,
     ):
         super().__init__(repeat)
         check_batching(seed, sequence_length=sequence_length, batch_size=batch_size)
         self.labels = labels
+        self.sample_weight = sample_weight
         self.class_names = class_names
         self.both_orders = both_orders
         self.sequence_length = sequence_length
@@ -139,7 +143,11 @@ class TaskBatches(ResumableBatches):
         if not self._has_sequence_axis:
             token_ids, padding_mask = token_ids[:, 0], padding_mask[:, 0]
         x = {"token_ids": token_ids.astype("int32"), "padding_mask": padding_mask}
-        return (x,) if self.labels is None else (x, self.labels[examples])
+        if self.labels is None:
+            return (x,)
+        if self.sample_weight is None:
+            return x, self.labels[examples]
+        return x, self.labels[examples], self.sample_weight[examples]
 
     def _what_batches_depend_on(self) -> dict:
         return {

@@ -8,8 +8,9 @@ from kgpt.data.columns import (
     read_choices,
     read_labels,
     read_targets,
-    read_texts,
+    read_text_column,
     read_texts_or_pairs,
+    read_weights,
 )
 from kgpt.data.sequences import sequences_of
 from kgpt.data.task_batches import TaskBatches
@@ -25,6 +26,7 @@ def classification(
     seed: int | None = 0,
     class_names: Sequence[str] | None = None,
     repeat: bool = False,
+    sample_weight: Sequence[float] | None = None,
 ) -> TaskBatches:
     """Returns batches of one text and one class: `[start] text [classify]`.
 
@@ -44,6 +46,8 @@ def classification(
             names in alphabetical order.
         repeat: bool. Whether passes follow each other without end, for `fit` with
             `steps_per_epoch`.
+        sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
+            and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, length)`,
@@ -59,6 +63,7 @@ def classification(
     """
     columns = {"texts": texts}
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
+    batching["sample_weight"] = sample_weight
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
@@ -73,6 +78,7 @@ def entailment(
     seed: int | None = 0,
     class_names: Sequence[str] | None = None,
     repeat: bool = False,
+    sample_weight: Sequence[float] | None = None,
 ) -> TaskBatches:
     """Returns batches of an ordered pair and one class.
 
@@ -92,6 +98,8 @@ def entailment(
             names in alphabetical order.
         repeat: bool. Whether passes follow each other without end, for `fit` with
             `steps_per_epoch`.
+        sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
+            and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, length)`,
@@ -107,6 +115,7 @@ def entailment(
     """
     columns = {"premises": premises, "hypotheses": hypotheses}
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
+    batching["sample_weight"] = sample_weight
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
@@ -121,6 +130,7 @@ def similarity(
     seed: int | None = 0,
     class_names: Sequence[str] | None = None,
     repeat: bool = False,
+    sample_weight: Sequence[float] | None = None,
 ) -> TaskBatches:
     """Returns batches of an unordered pair and one class: two sequences, one in each order.
 
@@ -141,6 +151,8 @@ def similarity(
             names in alphabetical order.
         repeat: bool. Whether passes follow each other without end, for `fit` with
             `steps_per_epoch`.
+        sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
+            and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, 2, length)`,
@@ -156,6 +168,7 @@ def similarity(
     """
     columns = {"first_texts": first_texts, "second_texts": second_texts}
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat, "both_orders": True}
+    batching["sample_weight"] = sample_weight
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
@@ -169,6 +182,7 @@ def regression(
     both_orders: bool = True,
     seed: int | None = 0,
     repeat: bool = False,
+    sample_weight: Sequence[float] | None = None,
 ) -> TaskBatches:
     """Returns batches of a text or a pair and one number or several, for `kgpt.TextRegressor`.
 
@@ -184,6 +198,8 @@ def regression(
             run; None sorts by length, for validation.
         repeat: bool. Whether passes follow each other without end, for `fit` with
             `steps_per_epoch`.
+        sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
+            and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, targets)`: inputs `(batch, length)`, or
@@ -196,9 +212,10 @@ def regression(
     Example:
         kgpt.data.regression([("a cat", "a kitten")], [4.2], tokenizer)
     """
-    check_columns(texts=texts, targets=targets)
+    check_columns(texts=texts, targets=targets, sample_weight=sample_weight)
     texts, targets = read_texts_or_pairs(texts), read_targets(targets)
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
+    batching["sample_weight"] = sample_weight
     return _batches(texts, targets, tokenizer, sequence_length, both_orders, **batching)
 
 
@@ -212,6 +229,7 @@ def multiple_choice(
     *,
     seed: int | None = 0,
     repeat: bool = False,
+    sample_weight: Sequence[float] | None = None,
 ) -> TaskBatches:
     """Returns batches of a context, some choices, and the number of the right choice.
 
@@ -232,6 +250,8 @@ def multiple_choice(
             run; None sorts by length, for validation.
         repeat: bool. Whether passes follow each other without end, for `fit` with
             `steps_per_epoch`.
+        sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
+            and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs
@@ -239,17 +259,18 @@ def multiple_choice(
 
     Raises:
         ValueError: for columns of different lengths, examples with different numbers of choices,
-            texts that are not str, labels that are missing or not the number of a choice, and a
-            tokenizer without the special tokens.
+            texts that are not str, labels that are missing or not the number of a choice (names
+            such as "B", too), and a tokenizer without the special tokens.
 
     Example:
         kgpt.data.multiple_choice(["The sky is"], [["blue", "loud"]], [0], tokenizer)
     """
-    check_columns(contexts=contexts, choices=choices, labels=labels)
-    contexts, choices = read_texts("contexts", contexts), read_choices(choices)
+    check_columns(contexts=contexts, choices=choices, labels=labels, sample_weight=sample_weight)
+    contexts, choices = read_text_column("contexts", contexts), read_choices(choices)
     labels = read_choice_labels(labels, len(choices[0]))
     examples = list(zip(contexts, choices, strict=True))
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
+    batching["sample_weight"] = sample_weight
     return _batches(examples, labels, tokenizer, sequence_length, **batching)
 
 
@@ -273,8 +294,8 @@ def _classes(
     **batching,
 ) -> TaskBatches:
     """Returns batches of texts (one column) or of pairs (two columns), with one class each."""
-    check_columns(**columns, labels=labels)
-    texts = [read_texts(name, column) for name, column in columns.items()]
+    check_columns(**columns, labels=labels, sample_weight=batching["sample_weight"])
+    texts = [read_text_column(name, column) for name, column in columns.items()]
     examples = texts[0] if len(texts) == 1 else list(zip(*texts, strict=True))
     labels, batching["class_names"] = read_labels(labels, class_names)
     return _batches(examples, labels, tokenizer, sequence_length, both_orders, **batching)
@@ -283,8 +304,14 @@ def _classes(
 def _batches(
     examples: list, labels, tokenizer, sequence_length: int, both_orders: bool = False, **batching
 ) -> TaskBatches:
-    """Returns the batches of checked examples and labels."""
+    """Returns the batches of checked examples and labels, with their weights checked here."""
+    sample_weight = read_weights(batching.pop("sample_weight", None), labels)
     sequences = sequences_of(examples, tokenizer, sequence_length, both_orders)
     return TaskBatches(
-        sequences, labels, sequence_length=sequence_length, both_orders=both_orders, **batching
+        sequences,
+        labels,
+        sequence_length=sequence_length,
+        both_orders=both_orders,
+        sample_weight=sample_weight,
+        **batching,
     )

@@ -32,7 +32,8 @@ def check_no_table(name: str, value) -> None:
         hint = f"{name}=table{path}[{_text_column(table, columns)!r}]"
     kind = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
     raise ValueError(
-        f"{name} must be texts, and a table is not: choose one of its columns. "
+        f"{name} must be a list, an array or one column, and a table is none: its columns' names "
+        "would be read. "
         f"Received: a {kind.removeprefix('builtins.')} with the columns {columns}. Try {hint}."
     )
 
