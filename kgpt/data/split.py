@@ -120,9 +120,7 @@ def _head_lengths(lengths: list[int], fraction: float) -> list[int]:
             break
         long_total, shortest = long_total + length, length
     share = fraction * total / long_total
-    return [
-        max(1, round(length * (1 - share))) if length >= shortest else length for length in lengths
-    ]
+    return [round(length * (1 - share)) if length >= shortest else length for length in lengths]
 
 
 def _place_to_cut(text: str, target: int, shortest: int, longest: int) -> int:

@@ -23,8 +23,8 @@ class TaskBatches(ResumableBatches):
 
     Each batch is `(x, labels)`, with weights `(x, labels, sample_weight)`, without labels `(x,)`.
     `x` has `"token_ids"` (int32) and `"padding_mask"` (bool), `(batch, length)`, or
-    `(batch, sequences, length)` if examples have several sequences. Labels are int32 `(batch,)`, targets float32 `(batch, outputs)`, weights
-    float32 `(batch,)`.
+    `(batch, sequences, length)` if examples have several sequences. Labels are int32 `(batch,)`,
+    targets float32 `(batch, outputs)`, weights float32 `(batch,)`.
 
     Attributes:
         labels: all labels or targets in the order of the texts, or None.

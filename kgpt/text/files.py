@@ -40,7 +40,7 @@ def check_encoding(encoding: str, errors: str) -> None:
     if errors not in ("strict", "replace"):
         raise ValueError(f'errors must be "strict" or "replace". Received: errors={errors!r}.')
     try:
-        b"".decode(encoding)  # refuses codecs that are not of text, such as "base64"
+        b"  ".decode(encoding, "replace")  # refuses codecs that are not of text, such as "base64"
         codecs.getincrementaldecoder(encoding)
     except (LookupError, TypeError) as error:
         raise ValueError(

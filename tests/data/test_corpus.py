@@ -76,7 +76,7 @@ def test_the_tokens_are_those_of_the_tokenizer(tmp_path, monkeypatch):
 def test_a_large_vocabulary_is_written_as_uint32(tmp_path):
     tokenizer = ByteTokenizer(vocabulary_size=65_537, end_of_text_id=65_536)
 
-    write_tokens("a text", tokenizer, tmp_path / "train.npy", progress=False)
+    write_tokens(["a text"], tokenizer, tmp_path / "train.npy", progress=False)
     tokens = np.load(tmp_path / "train.npy")
 
     assert tokens.dtype == np.uint32
@@ -87,7 +87,7 @@ def test_without_an_end_of_text_token_the_user_has_to_say_so(tmp_path):
     tokenizer = ByteTokenizer(256, end_of_text_id=None)
 
     with pytest.raises(ValueError, match="end_of_text=False"):
-        write_tokens("a text", tokenizer, tmp_path / "train.npy")
+        write_tokens(["a text"], tokenizer, tmp_path / "train.npy")
     write_tokens(["ab", "c"], tokenizer, tmp_path / "train.npy", end_of_text=False, progress=False)
 
     assert np.load(tmp_path / "train.npy").tolist() == [97, 98, 99]
@@ -121,7 +121,7 @@ def test_a_document_stays_on_its_side_when_the_corpus_is_reordered_and_grows(tmp
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_validation_fraction_out_of_range_is_refused(tmp_path, fraction):
     with pytest.raises(ValueError, match="validation_fraction must be"):
-        write("a text", tmp_path / "train.npy", validation_fraction=fraction)
+        write(["a text"], tmp_path / "train.npy", validation_fraction=fraction)
 
 
 @pytest.mark.parametrize("fraction", [1e-6, 1 - 1e-6])
@@ -134,7 +134,7 @@ def test_a_side_without_documents_is_refused_and_nothing_is_left(tmp_path, fract
 
 def test_a_path_that_is_not_npy_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r'must end in ".npy"'):
-        write("a text", tmp_path / "train.bin")
+        write(["a text"], tmp_path / "train.bin")
 
 
 def test_an_error_keeps_the_old_file_and_leaves_no_new_one(tmp_path):
@@ -142,7 +142,7 @@ def test_an_error_keeps_the_old_file_and_leaves_no_new_one(tmp_path):
         yield from ["new text"] * 10
         raise RuntimeError("disk on fire")
 
-    write("old text", tmp_path / "train.npy")
+    write(["old text"], tmp_path / "train.npy")
 
     with pytest.raises(RuntimeError, match="disk on fire"):
         write(failing(), tmp_path / "train.npy", validation_fraction=0.5)
@@ -181,7 +181,7 @@ write_tokens(texts(), ByteTokenizer(), sys.argv[1], validation_fraction=0.5, pro
     process.communicate()
 
     assert {file.suffix for file in tmp_path.iterdir()} == {".partial"}
-    write("a text", tmp_path / "train.npy")
+    write(["a text"], tmp_path / "train.npy")
     assert decode(np.load(tmp_path / "train.npy")) == ["a text"]
 
 
@@ -202,7 +202,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
 
 
 def test_progress_counts_the_tokens(tmp_path, capsys):
-    write_tokens("a text", ByteTokenizer(), tmp_path / "train.npy")
+    write_tokens(["a text"], ByteTokenizer(), tmp_path / "train.npy")
 
     assert "7/" in capsys.readouterr().out
 
