@@ -23,6 +23,7 @@ CONTEXT, BATCH = 64, 12
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("text", nargs="?", type=Path, help="the text; downloaded if left out")
+    parser.add_argument("--column", help="the text is a table: read this column of it")
     parser.add_argument("--output", type=Path, default=Path("runs/fast"))
     parser.add_argument("--seed", type=int, default=1337)
     arguments = parser.parse_args()
@@ -30,7 +31,9 @@ def main():
     keras.utils.set_random_seed(seed)
 
     file = arguments.text or keras.utils.get_file("tinyshakespeare.txt", URL, file_hash=SHA256)
-    text = Path(file).read_text(encoding="utf-8")
+    column = arguments.column
+    texts = kgpt.data.read_texts(file, column) if column else Path(file)
+    text = "".join(kgpt.text.documents(texts))
     split = int(0.9 * len(text))
     tokenizer = kgpt.Tokenizer.train(
         [text], vocabulary_size=None, style="characters", special_tokens=()

@@ -7,7 +7,8 @@ Three tasks that every Python carries with it, without any download:
     python examples/finetune.py --task values        # a character's name -> its numeric value
     python examples/finetune.py --task docstrings    # a function -> which docstring is its own
 
-Your own table (.csv, .tsv, .json, .parquet) or a data set of the Hugging Face hub, by `datasets`:
+Your own table (.csv, .tsv, .jsonl, .json, .parquet, plain or compressed) or a data set of the
+Hugging Face hub, by `datasets`:
 
     python examples/finetune.py --train reviews.tsv --text sentence --label label
     python examples/finetune.py --train stanfordnlp/sst2 --text sentence --label label
@@ -74,11 +75,13 @@ def own_table(arguments):
     path = Path(arguments.train)
     if path.exists():
         formats = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-        options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+        is_compressed = path.suffix in (".gz", ".xz", ".bz2", ".zst")
+        suffix = Path(path.stem if is_compressed else path).suffix
+        options = {"delimiter": "\t"} if suffix == ".tsv" else {}
         files = {"train": str(path)}
         if arguments.validation:
             files["validation"] = arguments.validation
-        form = formats.get(path.suffix, path.suffix[1:])
+        form = formats.get(suffix, suffix[1:])
         splits = datasets.load_dataset(form, data_files=files, **options)
     else:
         splits = datasets.load_dataset(arguments.train)

@@ -2,14 +2,17 @@
 
     python examples/pretrain.py                         # Python's own standard library as text
     python examples/pretrain.py my_book.txt my_notes/   # your files and folders
+    python examples/pretrain.py reviews.csv --column review   # a column of your table
 
-The script needs no network. It trains a tokenizer, writes the tokens to disk, trains the model,
+Files may be compressed (.gz, .xz, .bz2); tables (.jsonl, .csv, .parquet) need pyarrow. The script
+needs no network. It trains a tokenizer, writes the tokens to disk, trains the model,
 reports loss and perplexity before and after, prints a sample, and saves it all into one file.
 Started again after an interruption, it goes on where it stopped; delete the output folder for a
 fresh start.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import keras
@@ -20,6 +23,7 @@ import kgpt
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("paths", nargs="*", type=Path, help="text files and folders of them")
+    parser.add_argument("--column", help="the paths are tables: read this column of them")
     parser.add_argument("--output", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--preset", default="gpt_micro", choices=kgpt.GPTBackbone.presets())
     parser.add_argument("--vocabulary-size", type=int, default=4096)
@@ -30,7 +34,20 @@ def parse_arguments():
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--dtype", default="float32", help="float32 or mixed_bfloat16")
     parser.add_argument("--prompt", default="def main(", help="text to continue at the end")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.column and not arguments.paths:
+        parser.error("--column needs the paths of tables")
+    return arguments
+
+
+def corpus(arguments):
+    """What to train on: files and folders, or the texts in the column of tables."""
+    if not arguments.paths:
+        return kgpt.data.standard_library_files()
+    if arguments.column is None:
+        return arguments.paths
+    tables = [kgpt.data.read_texts(path, arguments.column) for path in arguments.paths]
+    return itertools.chain.from_iterable(tables)
 
 
 def main():
@@ -39,18 +56,17 @@ def main():
     keras.utils.set_random_seed(0)
 
     # Text -> tokens.
-    files = arguments.paths or kgpt.data.standard_library_files()
     tokenizer_file = output / "tokenizer.json"
     if tokenizer_file.exists():
         tokenizer = kgpt.Tokenizer.from_file(tokenizer_file)
     else:
         print("Training the tokenizer ...")
-        tokenizer = kgpt.Tokenizer.train(files, vocabulary_size=arguments.vocabulary_size)
+        tokenizer = kgpt.Tokenizer.train(corpus(arguments), arguments.vocabulary_size)
         output.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_file)
     print("Writing tokens ...")
     tokens = kgpt.data.write_tokens(
-        files, tokenizer, output / "tokens.npy", validation_fraction=0.05
+        corpus(arguments), tokenizer, output / "tokens.npy", validation_fraction=0.05
     )
     print(
         f"{tokens.num_documents:,} documents, {tokens.num_tokens:,} tokens to train on; "

@@ -23,13 +23,16 @@ CONTEXT, BATCH = 64, 12
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("text", nargs="?", type=Path, help="the text; downloaded if left out")
+    parser.add_argument("--column", help="the text is a table: read this column of it")
     parser.add_argument("--output", type=Path, default=Path("runs/shakespeare"))
     arguments = parser.parse_args()
     output = arguments.output
     keras.utils.set_random_seed(1337)
 
     file = arguments.text or keras.utils.get_file("tinyshakespeare.txt", URL, file_hash=SHA256)
-    text = Path(file).read_text(encoding="utf-8")
+    column = arguments.column
+    texts = kgpt.data.read_texts(file, column) if column else Path(file)
+    text = "".join(kgpt.text.documents(texts))
     split = int(0.9 * len(text))
 
     # A token for each character; the last tenth of the text is held out.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas
 import pytest
 
 import kgpt
@@ -105,3 +106,60 @@ def test_a_linear_model_of_words_is_scored_on_each_task():
     assert outputs["sst2"].argmax(axis=1).tolist() == [1, 0] * 4
     assert outputs["copa"].argmax(axis=1).tolist() == [0, 1] * 4
     assert np.corrcoef(outputs["stsb"][:, 0], train["stsb"][1])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("compression", ["gzip", "xz", "bz2"])
+def test_the_tutorial_reads_a_compressed_table(tmp_path, monkeypatch, compression):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    frame = pandas.DataFrame({"text": [f"text {i}" for i in range(20)], "label": [0, 1] * 10})
+    suffix = {"gzip": "gz"}.get(compression, compression)
+    file = tmp_path / f"train.csv.{suffix}"
+    frame.to_csv(file, index=False, compression=compression)
+    arguments = argparse.Namespace(
+        train=str(file), validation=None, text=["text"], label="label", regression=False
+    )
+
+    columns = load("finetune").own_table(arguments)
+
+    assert len(columns("train")["texts"]) == 18
+    assert set(columns("train")["texts"]) < set(frame["text"])
+
+
+def run(monkeypatch, name, *arguments):
+    example = load(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    example.main()
+
+
+@pytest.mark.parametrize("kind", ["book", "table"])
+def test_pretraining_on_one_book_or_table_of_ones_own_ends_in_a_model(
+    tmp_path, monkeypatch, capsys, kind
+):
+    lines = [f"Chapter {i}. It was the best of {i % 7} times.\n" for i in range(800)]
+    (tmp_path / "my_book.txt").write_text("".join(lines))
+    pandas.DataFrame({"review": lines}).to_csv(tmp_path / "reviews.csv", index=False)
+    source = {"book": ["my_book.txt"], "table": ["reviews.csv", "--column", "review"]}[kind]
+
+    run(
+        monkeypatch,
+        "pretrain",
+        tmp_path / source[0],
+        *source[1:],
+        *("--output", tmp_path / "run", "--preset", "gpt_nano", "--vocabulary-size", 300),
+        *("--sequence-length", 128, "--batch-size", 2, "--steps", 2, "--epochs", 1),
+    )
+
+    tokenizer = kgpt.Tokenizer.from_file(tmp_path / "run" / "tokenizer.json")
+    held_out = tokenizer.decode(np.load(tmp_path / "run" / "tokens.validation.npy"))
+    held_out = held_out.replace("<|endoftext|>", "")
+    assert (tmp_path / "run" / "lm.keras").exists()
+    assert set(held_out.splitlines(keepends=True)) <= set(lines)
+    if kind == "book":
+        assert "".join(lines).endswith(held_out)
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_pretraining_on_a_column_needs_a_table(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "pretrain", "--column", "text")
+    assert "needs the paths of tables" in capsys.readouterr().err

@@ -180,7 +180,7 @@ def read_choice_labels(labels, num_choices: int) -> np.ndarray | None:
         if isinstance(label, str):
             raise ValueError(
                 "labels must be the numbers of the right choices, from 0. "
-                f"Received: the str {label!r} at index {i}. Names such as A, B and C become "
+                f"Received: the str {str(label)!r} at index {i}. Names such as A, B and C become "
                 'numbers by ["A", "B", "C"].index(label).'
             )
     labels, _ = read_labels(labels)

@@ -216,3 +216,18 @@ def test_what_is_no_pair_is_refused(pairs):
 def test_bad_choices_are_refused(choices, labels, message):
     with pytest.raises(ValueError, match=message):
         multiple_choice(["x", "y"], choices, labels, TOKENIZER)
+
+
+@pytest.mark.parametrize("labels", [["B", "C"], ["0", "1"], np.array(["A", "B"]), [0, "B"]])
+def test_names_of_choices_are_refused(labels):
+    with pytest.raises(ValueError, match=r"numbers of the right choices.*Received: the str '.*at"):
+        multiple_choice(["x", "y"], [["a", "b", "c"]] * 2, labels, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("class_names", "message"),
+    [("ab", "list of names. Received: class_names='ab'"), (["a", "a"], "must differ")],
+)
+def test_class_names_that_name_no_classes_are_refused(class_names, message):
+    with pytest.raises(ValueError, match=message):
+        classification(["x", "y"], [0, 1], TOKENIZER, class_names=class_names)
