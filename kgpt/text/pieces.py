@@ -152,7 +152,8 @@ def _sources(item, errors: str, encoding: str) -> Iterable[str | Path]:
         return text_files(path, errors, encoding)
     if not path.exists():
         raise FileNotFoundError(f"There is no such file or folder. Received: {path}.")
-    check_file(path, encoding)
+    if path.is_file():  # a pipe can be read only once
+        check_file(path, encoding)
     return [path]
 
 

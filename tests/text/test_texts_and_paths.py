@@ -1,5 +1,7 @@
 """A `str` is a text, a `pathlib.Path` a file or folder; nothing is guessed."""
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,17 @@ def test_paths_are_read(folder, reader):
 def test_a_missing_path_is_refused(folder, reader):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         reader(Path("missing.txt"), folder)
+
+
+def test_a_pipe_is_read_from_its_beginning(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=["words " * 30_000])
+    writer.start()
+
+    [text] = documents(tmp_path / "pipe")
+    writer.join()
+
+    assert text == "words " * 30_000
 
 
 @pytest.mark.parametrize("kind", [str, Path])
