@@ -69,8 +69,8 @@ class CausalLM(Task):
         hidden_states = self.backbone.compute_output_spec(inputs)
         return self.backbone.embedding.compute_output_spec(hidden_states, reverse=True)
 
-    def states_and_outputs(self, inputs):
-        hidden_states = self.backbone(inputs)
+    def states_and_outputs(self, inputs, training):
+        hidden_states = self.backbone(inputs, training=training)
         if self._compile_metrics is None:
             return hidden_states, None
         return hidden_states, self.backbone.embedding(hidden_states, reverse=True)

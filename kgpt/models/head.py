@@ -74,17 +74,13 @@ class Head(Task):
             "padding_mask": keras.Input(shape, dtype="bool", name="padding_mask"),
         }
         last_states = LastTokenStates(dtype=backbone.dtype_policy, name="last_states")
-        merge = MergeSequences(name="merge_sequences")
-
-        def states_and_outputs(inputs):
-            hidden_states = backbone(merge(inputs))
-            return hidden_states, head(last_states(hidden_states, inputs["padding_mask"]))
-
-        _, outputs = states_and_outputs(inputs)
+        hidden_states = backbone(MergeSequences(name="merge_sequences")(inputs))
+        outputs = head(last_states(hidden_states, inputs["padding_mask"]))
         super().__init__(backbone, inputs, outputs, tokenizer=tokenizer, **kwargs)
+        # A function and not the model: as an attribute that would be saved as a part of this one.
+        self.states_and_outputs = keras.Model(inputs, (hidden_states, outputs), name="step").call
 
         # === Config ===
-        self.states_and_outputs = states_and_outputs
         self.lm_loss_weight = lm_loss_weight
         self.num_sequences = num_sequences
         names = ["loss", "task_loss", "lm_loss"] if lm_loss_weight else ["loss", "task_loss"]

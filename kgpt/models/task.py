@@ -39,8 +39,8 @@ class Task(keras.Model):
         own_metrics: list of metrics, the first of them named "loss".
         own_loss(x, y, hidden_states, outputs, sample_weight, training): returns the scalar to
             minimise and updates `own_metrics`.
-        states_and_outputs(inputs): returns the hidden states and the outputs; the outputs may be
-            None if neither the own loss nor the compiled metrics use them.
+        states_and_outputs(inputs, training): returns the hidden states and the outputs; the outputs
+            may be None if neither the own loss nor the compiled metrics use them.
         standardize_inputs(inputs): returns inputs in the form that the functional graph has.
         default_optimizer(): returns what `compile()` takes, and default_schedule(steps, start): its
             schedule over a fit.
@@ -79,7 +79,9 @@ class Task(keras.Model):
     def call(self, inputs, training=None, mask=None):
         inputs = self.standardize_inputs(inputs)
         if _in_own_step.get() is self:
-            return self.states_and_outputs(inputs)
+            # Keras's step on JAX calls this method and not the model: without an outer call, layers
+            # must be told whether it is training.
+            return self.states_and_outputs(inputs, training=training)
         return super().call(inputs, training=training, mask=mask)
 
     def compile(self, optimizer="default", loss=None, **kwargs):
