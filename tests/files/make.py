@@ -178,7 +178,10 @@ def private_layers():
         "padding_mask": keras.Input((2, None), dtype="bool", name="padding_mask"),
     }
     merged = MergeSequences(name="merge_sequences")(inputs)
-    h = keras.layers.Embedding(VOCABULARY, 12, name="embedding")(merged["token_ids"])
+    # Not trained: of a row that occurs twice, Keras's Adam squares the two gradients one by one on
+    # TensorFlow, and their sum elsewhere.
+    embedding = keras.layers.Embedding(VOCABULARY, 12, trainable=False, name="embedding")
+    h = embedding(merged["token_ids"])
     h = LayerNorm(name="norm")(Dense(20, activation=gelu_tanh, name="dense")(h))
     h = Dropout(0.0, name="dropout")(h)
     states = LastTokenStates(name="last_states")(h, inputs["padding_mask"])
