@@ -20,7 +20,8 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     The steps are counted through the whole run. Where a run was killed in the middle of an epoch,
     the epochs of the resumed one begin there: the last one is the shorter. (On the PyTorch backend
-    dropout then draws other numbers than in a run that was not killed.)
+    unseeded layers of Keras, such as a head's dropout, and fused attention with dropout on CUDA
+    then draw other numbers than in a run that was not killed.)
 
     A finished run stays finished: `fit` with its folder restores the end and trains no further.
     For a fresh start, take another folder or delete this one.
@@ -204,7 +205,7 @@ class Scores(keras.callbacks.Callback):
     """Scores a head on a whole data set after each epoch, and adds the scores to the epoch's logs.
 
     `val_accuracy`, `val_f1` and `val_matthews` for classes, `val_pearson` and `val_spearman` for
-    numbers; see `kgpt.metrics`. Put it before the callbacks that look at them::
+    numbers, as in `kgpt.metrics`. Put it before the callbacks that look at them::
 
         best = keras.callbacks.EarlyStopping("val_matthews", mode="max", restore_best_weights=True)
         model.fit(train, epochs=3, callbacks=[kgpt.callbacks.Scores(validation), best])

@@ -280,7 +280,7 @@ def finetuning_optimizer(
         clip_norm: float or None. Largest global norm of the gradients.
         layer_decay: float in (0, 1]. Layer-wise decay of the learning rate: each decoder block has
             this share of the rate of the one above it. 1 is the paper's.
-        exact: bool. Whether the decay follows the released code to the last digit; see `AdamW`.
+        exact: bool. Whether the decay follows the released code to the last digit, as `AdamW` can.
         gradient_accumulation_steps: int or None. Batches whose gradients are averaged into one
             update.
 
@@ -315,7 +315,7 @@ def fast_optimizer(
     Muon takes the nearest semi-orthogonal matrix to the momentum as the direction of an update
     (Jordan et al. 2024), here of the size that Adam's would have (Liu et al. 2025, section 2.2).
     Embeddings, heads, biases and the gains of norms are Adam's and do not decay. On tiny
-    Shakespeare a third of AdamW's tokens are more than enough for its loss; see `examples/fast.py`.
+    Shakespeare a third of AdamW's tokens are more than enough for its loss (`examples/fast.py`).
 
     Args:
         steps: int. Number of updates in the whole run: steps per epoch x epochs, divided by

@@ -10,7 +10,7 @@ from kgpt.layers.embedding import normal_initializer
 
 @keras.saving.register_keras_serializable(package="kgpt")
 def gelu_tanh(x):
-    """Returns GELU by its tanh approximation, GPT's activation; see `kgpt.kernels.gelu`."""
+    """Returns GELU by its tanh approximation, GPT's activation."""
     return gelu(x)
 
 
