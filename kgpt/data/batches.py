@@ -29,6 +29,10 @@ class ResumableBatches(DataAdapter):
     and a new process calls `train.set_state(state)` before `fit`, or in a callback's
     `on_train_begin`.
 
+    The position belongs to training. `evaluate`, `predict` and `validation_data` of kgpt's models
+    read `from_beginning()`, which neither depends on the position nor moves it, so the same object
+    may serve them and `fit`. With any other Keras model, pass them `batches.from_beginning()`.
+
     A subclass defines:
         __len__(): the number of batches in a pass.
         _read_from(batch_number): an endless iterator over the batches from that number.
@@ -45,6 +49,7 @@ class ResumableBatches(DataAdapter):
     def __init__(self, repeat: bool = False):
         self._repeat = repeat
         self._next_batch = 0
+        self._is_view = False
         self._epoch_start, self._batches_read = None, 0
 
     def __iter__(self) -> Iterator[tuple]:
@@ -55,13 +60,45 @@ class ResumableBatches(DataAdapter):
             for next_batch, batch in enumerate(batches, start + 1):
                 self._batches_read += 1
                 ends = next_batch == end and not self._repeat
-                if ends:
+                if ends and not self._is_view:
                     self._next_batch = end
                 yield batch
                 if ends:
                     return
         finally:
             batches.close()
+
+    def from_beginning(self, steps: int | None = None) -> "ResumableBatches":
+        """Returns a view of the batches, each iteration of which starts at the first batch.
+
+        No iteration of the view moves a position: the view is for evaluation and prediction between
+        steps of training on the same batches.
+
+        Args:
+            steps: optional int. The number of batches that will be read. If None, the view ends
+                after one pass, with `repeat` too.
+
+        Returns:
+            batches of the same type.
+
+        Raises:
+            ValueError: if `steps` is not a positive integer.
+
+        Example:
+            keras_model.fit(train, validation_data=train.from_beginning(), epochs=3)
+        """
+        if steps is not None:
+            check_batching(steps=steps)
+        view = object.__new__(type(self))  # `copy` would open a token file again
+        view.__dict__.update(self.__dict__)
+        view._repeat = self._repeat and steps is not None
+        view._next_batch, view._is_view = 0, True
+        view._epoch_start, view._batches_read = None, 0
+        return view
+
+    def original_order(self, rows: np.ndarray) -> np.ndarray:
+        """Returns rows predicted from `from_beginning()` in the order of the data."""
+        return rows
 
     def get_state(self) -> dict:
         """Returns the position where the next iteration starts, as a JSON-serializable dict.

@@ -1,6 +1,5 @@
 """Labelled sequences -> batches of similar length."""
 
-import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -56,7 +55,6 @@ class TaskBatches(ResumableBatches):
         self.sequence_length = sequence_length
         self._batch_size, self._seed = batch_size, seed
         self.sequences_per_example = len(sequences[0])
-        self._has_sequence_axis = self.sequences_per_example > 1
         self._tokens = np.concatenate(
             [np.array(ids, "int32") for example in sequences for ids in example]
         )
@@ -91,23 +89,37 @@ class TaskBatches(ResumableBatches):
     def __len__(self) -> int:
         return -(-self.num_examples // self._batch_size)
 
-    def in_order_of_length(self) -> "TaskBatches":
-        """Returns the same examples in one fixed order, which `original_order` reverts.
+    def from_beginning(self, steps: int | None = None) -> "TaskBatches":
+        """Returns a view for evaluation: one pass in order of length, whatever the position.
 
-        `token_ids` always has an axis of sequences: a TensorFlow function that has been traced
-        with two different ranks has no static rank.
+        Args:
+            steps: optional int. If given, the view has the first `steps * batch_size` examples.
+
+        Returns:
+            `TaskBatches`, which no iteration moves. `original_order` reverts the order of length.
+
+        Raises:
+            ValueError: if `steps` is not a positive integer.
         """
-        ordered = copy.copy(self)
-        ordered._seed, ordered._repeat, ordered._plans = None, False, {}
-        ordered._next_batch, ordered._epoch_start = 0, None  # a pass may be half finished
-        ordered._has_sequence_axis = True
-        return ordered
+        view = super().from_beginning(steps)
+        view._seed, view._repeat, view._plans = None, False, {}
+        if steps is not None:
+            view._keep_first(steps * self._batch_size)
+        return view
+
+    def in_order_of_length(self) -> "TaskBatches":
+        """Returns the same examples in one fixed order, which `original_order` reverts."""
+        return self.from_beginning()
 
     def original_order(self, rows: np.ndarray) -> np.ndarray:
         """Returns rows predicted by length in the order of the texts."""
-        ordered = np.empty_like(rows)
-        ordered[np.concatenate(self._plan(0))] = rows
-        return ordered
+        examples = np.concatenate(self._plan(0))[: len(rows)]  # a callback may stop early
+        return rows[np.argsort(examples)]
+
+    def _keep_first(self, num_examples: int):
+        for name in ("labels", "sample_weight", "_lengths", "_starts", "_longest", "_padded"):
+            column = getattr(self, name)
+            setattr(self, name, None if column is None else column[:num_examples])
 
     def _plan(self, number_of_pass: int) -> list[np.ndarray]:
         """Returns the examples of each batch of a pass."""
@@ -140,7 +152,7 @@ class TaskBatches(ResumableBatches):
         padding_mask = positions < self._lengths[examples][..., None]
         places = self._starts[examples][..., None] + positions
         token_ids = np.where(padding_mask, self._tokens.take(places, mode="clip"), 0)
-        if not self._has_sequence_axis:
+        if self.sequences_per_example == 1:
             token_ids, padding_mask = token_ids[:, 0], padding_mask[:, 0]
         x = {"token_ids": token_ids.astype("int32"), "padding_mask": padding_mask}
         if self.labels is None:

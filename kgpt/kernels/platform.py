@@ -95,3 +95,18 @@ def barrier(x, after):
         with tf.control_dependencies([after]):
             return tf.identity(x)
     return x
+
+
+def has_static_rank(x) -> bool:
+    """Returns False for tensors in a TensorFlow function that has been called with several ranks.
+
+    Such a function (`reduce_retracing=True`, as Keras's steps are) is traced again without a rank.
+    """
+    return getattr(x.shape, "rank", 0) is not None
+
+
+def dynamic_shape(x):
+    """Returns the shape of a TensorFlow tensor as a tensor; `ops.shape` needs a static rank."""
+    import tensorflow as tf
+
+    return tf.shape(x)

@@ -1,7 +1,7 @@
 """The base of all heads for fine-tuning: one vector for each sequence, and two losses."""
 
 import keras
-from keras import ops, tree
+from keras import ops
 
 from kgpt import recipes
 from kgpt.data.tasks import TaskBatches
@@ -127,19 +127,6 @@ class Head(Task):
                 f"example. Received: batches with {sequences}. Both orders of a pair, or one, are "
                 "chosen by both_orders, in the model and in the data."
             )
-
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        if isinstance(x, TaskBatches):
-            x = x.in_order_of_length()  # leaves the passes of the data itself alone
-        return super().evaluate(x, y, *args, **kwargs)
-
-    def predict(self, x, *args, **kwargs):
-        """Predicts as `keras.Model` does; rows of task batches are in the order of the texts."""
-        if not isinstance(x, TaskBatches):
-            return super().predict(x, *args, **kwargs)
-        x = x.in_order_of_length()
-        outputs = super().predict(x, *args, **kwargs)
-        return tree.map_structure(x.original_order, outputs)
 
     def default_optimizer(self):
         return recipes.finetuning_optimizer(UNKNOWN_STEPS, warmup=0.0)

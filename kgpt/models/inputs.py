@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from kgpt.kernels.platform import dynamic_shape, has_static_rank
+
 
 def complete_inputs(inputs):
     """Returns the inputs of a backbone as the full dict; what is left out is None.
@@ -45,10 +47,8 @@ def standardize_sequences(inputs, num_sequences=None):
     token_ids = ops.cast(inputs["token_ids"], "int32")
     mask = inputs.get("padding_mask")
     mask = ops.ones_like(token_ids, dtype="bool") if mask is None else ops.cast(mask, "bool")
-    if len(token_ids.shape) == 2:
-        token_ids = ops.expand_dims(token_ids, 1)
-    if len(mask.shape) == 2:
-        mask = ops.expand_dims(mask, 1)
+    token_ids = _with_sequence_axis(token_ids, num_sequences)
+    mask = _with_sequence_axis(mask, num_sequences)
     shape = tuple(token_ids.shape)
     wrong_number = len(shape) == 3 and None not in (num_sequences, shape[1])
     if len(shape) != 3 or (wrong_number and shape[1] != num_sequences):
@@ -59,6 +59,14 @@ def standardize_sequences(inputs, num_sequences=None):
             f"Received: shape {shape}."
         )
     return {"token_ids": token_ids, "padding_mask": mask}
+
+
+def _with_sequence_axis(x, num_sequences):
+    """Returns `(batch, length)` as `(batch, 1, length)`, and other shapes as they are."""
+    if not has_static_rank(x):
+        shape = dynamic_shape(x)
+        return ops.reshape(x, (shape[0], num_sequences or -1, shape[-1]))
+    return ops.expand_dims(x, 1) if len(x.shape) == 2 else x
 
 
 def merge_sequences(inputs):

@@ -118,11 +118,30 @@ class Task(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, callbacks=None, **kwargs):
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        *,
+        validation_steps=None,
+        **kwargs,
+    ):
+        """Trains as `keras.Model.fit` does; batches of `kgpt.data` go on from their position.
+
+        `validation_data` of `kgpt.data` is read from its beginning in each epoch and leaves no
+        trace, so that it may be the training data itself.
+        """
         self.check_data(x, y)
-        if kwargs.get("validation_data") is not None:
-            validation = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-            self.check_data(*validation[:2])
+        if validation_data is not None:
+            val_x, *rest = keras.utils.unpack_x_y_sample_weight(validation_data)
+            self.check_data(val_x, rest[0])
+            validation_data = (_from_beginning(val_x, validation_steps), *rest)
         self.backbone.revive_lora()
         if self._optimizer_is_default:
             # The learning rate of the last fit is part of the compiled step: compile a new one.
@@ -131,17 +150,52 @@ class Task(keras.Model):
         self.training_data = x
         self.fit_began_at_step = None
         try:
-            return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+            return super().fit(
+                x,
+                y,
+                batch_size,
+                epochs,
+                verbose,
+                callbacks,
+                validation_split,
+                validation_data,
+                validation_steps=validation_steps,
+                **kwargs,
+            )
         finally:
             self.training_data = None
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        verbose="auto",
+        sample_weight=None,
+        steps=None,
+        callbacks=None,
+        return_dict=False,
+        **kwargs,
+    ):
+        """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning."""
         self.check_data(x, y)
-        return super().evaluate(x, y, *args, **kwargs)
+        x = _from_beginning(x, steps)
+        return super().evaluate(
+            x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
+        )
 
-    def predict(self, x, *args, **kwargs):
+    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+        """Predicts as `keras.Model.predict` does; batches of `kgpt.data` from their beginning.
+
+        The outputs of task batches are in the order of the texts; with `steps`, those of the first
+        `steps * batch_size` texts.
+        """
         self.check_data(x)
-        return super().predict(x, *args, **kwargs)
+        x = _from_beginning(x, steps)
+        outputs = super().predict(x, batch_size, verbose, steps, callbacks)
+        if isinstance(x, ResumableBatches):
+            return keras.tree.map_structure(x.original_order, outputs)
+        return outputs
 
     def load_weights(self, *args, **kwargs):
         super().load_weights(*args, **kwargs)
@@ -251,6 +305,11 @@ class _ScheduleOverFit(keras.callbacks.Callback):
         if start is None:
             start = int(model.optimizer.iterations)
         model.optimizer.learning_rate = model.default_schedule(steps, start)
+
+
+def _from_beginning(data, steps):
+    """Returns data for evaluation: what is read from it moves no position."""
+    return data.from_beginning(steps) if isinstance(data, ResumableBatches) else data
 
 
 def _as_list(callbacks):

@@ -139,7 +139,7 @@ def test_rows_by_length_are_put_back_in_the_order_of_the_texts(seed):
     data = numbered(23, batch_size=4, seed=seed)
     data.set_state({**data.get_state(), "next_batch": 2})  # as after a resumed run
 
-    by_length = data.in_order_of_length()
+    by_length = data.from_beginning()
     outputs = np.concatenate([y for _, y in by_length])
 
     assert by_length.original_order(outputs).tolist() == list(range(23))
