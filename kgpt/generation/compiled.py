@@ -32,11 +32,11 @@ def functions_for(model, sampler) -> Functions:
     if [id(v) for v in compiled_for] != [id(v) for v in variables]:
         functions = {}
         vars(model)["_generation"] = variables, functions
-    vocabulary = model.backbone.vocabulary_size
-    if model.tokenizer is not None:
-        vocabulary = min(vocabulary, model.tokenizer.vocabulary_size)
+    vocabulary = written_vocabulary(model.backbone, model.tokenizer)
     is_known = type(sampler).__module__.startswith("keras_hub.")
     config = {k: v for k, v in sampler.get_config().items() if k != "seed"} if is_known else {}
+    if config.get("k") is not None:  # the k likeliest of fewer tokens are all of them
+        config["k"] = min(int(config["k"]), vocabulary)
     settings = json.dumps(config, sort_keys=True, default=repr) if is_known else id(sampler)
     key = type(sampler), settings, vocabulary
     if key not in functions:
@@ -44,6 +44,12 @@ def functions_for(model, sampler) -> Functions:
             sampler = type(sampler).from_config(config)  # with random states of its own
         functions[key] = _make_functions(model.backbone, sampler, vocabulary)
     return functions[key]
+
+
+def written_vocabulary(backbone, tokenizer) -> int:
+    """Returns the number of tokens that a continuation may have: those of text, if there is any."""
+    sizes = [m.vocabulary_size for m in (backbone, tokenizer) if m is not None]
+    return min(sizes)
 
 
 def _make_functions(backbone, sampler, vocabulary):
@@ -55,6 +61,8 @@ def _make_functions(backbone, sampler, vocabulary):
 
     if keras.config.backend() == "torch":
         run_step = record(run_step)
+
+    is_stepwise = type(sampler).__call__ is Sampler.__call__
 
     def prefill_alone(new_slots, token_ids, lengths):
         return prefill(backbone, token_ids, lengths, new_slots)[0]
@@ -69,8 +77,11 @@ def _make_functions(backbone, sampler, vocabulary):
         tokens, mask = _buffer(token_ids, finished, new_slots)
 
         def next_logits(tokens, cache, index):
-            slot = index - 1
-            return run_step(tokens[:, slot][:, None], cache, slot, new_slots)
+            slot = ops.cast(index - 1, "int32")
+            logits, h, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
+            if not is_stepwise and stops.shape[0]:
+                logits = _stay_at_stop(logits, tokens, mask, stops)
+            return logits, h, cache
 
         return _limited(sampler, count)(
             next_logits,
@@ -87,7 +98,7 @@ def _make_functions(backbone, sampler, vocabulary):
         _compile(function, backbone.variables, sampler.variables)
         for function in (prefill_alone, next_tokens, complete)
     )
-    return Functions(*compiled, is_stepwise=type(sampler).__call__ is Sampler.__call__)
+    return Functions(*compiled, is_stepwise=is_stepwise)
 
 
 # === The first pass, and one step ===
@@ -149,15 +160,47 @@ def _buffer(token_ids, finished, new_slots):
     return ops.concatenate([token_ids, empty], axis=1), mask
 
 
+def _stay_at_stop(logits, tokens, mask, stops):
+    """Returns logits by which a sequence that has stopped repeats its stop token.
+
+    So a beam that has stopped keeps its likelihood while other beams and other rows go on: what
+    would come after the stop has no part in the choice.
+
+    Args:
+        logits: float tensor `(sequences, vocabulary)`, with as many sequences for each row.
+        tokens: int tensor `(sequences, slots)`.
+        mask: bool tensor `(rows, slots)`, as of `_buffer`.
+        stops: int tensor `(stops,)`.
+    """
+    mask = ops.repeat(mask, tokens.shape[0] // mask.shape[0], axis=0)
+    is_stop = ops.any(tokens[..., None] == stops, axis=-1)  # (sequences, slots)
+    has_stopped = ops.any(ops.logical_and(is_stop, ops.logical_not(mask)), axis=-1)
+    is_other = ops.arange(logits.shape[-1], dtype="int32") != stops[0]
+    is_out = ops.logical_and(has_stopped[:, None], is_other)
+    return ops.where(is_out, ops.cast(-float("inf"), logits.dtype), logits)
+
+
 def _limited(sampler, count):
     """Returns the sampler, to stop after `count` steps however many slots there are."""
 
-    def run_loop(*args, **kwargs):
-        return sampler.run_loop(*args, **{**kwargs, "maximum_iterations": count})
+    def run_loop(cond, body, loop_vars, **kwargs):
+        loop_vars = [_as_index(x) for x in loop_vars]
+        return sampler.run_loop(
+            cond, body, loop_vars=loop_vars, **{**kwargs, "maximum_iterations": count}
+        )
 
     limited = copy.copy(sampler)
     limited.run_loop = run_loop
     return limited
+
+
+def _as_index(x):
+    """Returns an int scalar in the dtype of Python's ints, beside which JAX wants it; else `x`."""
+    if keras.config.backend() != "jax" or getattr(x, "ndim", None) != 0 or x.dtype != "int32":
+        return x
+    import jax
+
+    return x.astype(jax.dtypes.canonicalize_dtype(int))
 
 
 # === Compilation ===

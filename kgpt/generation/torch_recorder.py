@@ -26,7 +26,7 @@ def record(step):
     Returns:
         The same function without `seen`, which it chooses: where the caches are large, there is a
         record for each size of the filled prefix. It writes into the cache that it is given, where
-        `step` makes a copy.
+        `step` makes a copy, unless the cache's rows share memory.
     """
     import torch
 
@@ -34,6 +34,8 @@ def record(step):
 
     def run(token_ids, cache, slot, new_slots):
         slot = torch.as_tensor(slot, dtype=torch.int32, device=token_ids.device)
+        # Of one prompt, `ops.repeat` gives rows that share memory: they can't be written apart.
+        cache = tree.map_structure(torch.Tensor.contiguous, cache)
         inputs = token_ids, cache, slot
         rows, slots = token_ids.shape[0], cache["layers"][0][0].shape[2]
         seen = slots

@@ -66,7 +66,9 @@ def write(cache, new, index):
         return reference_write(cache, new, index)
     if keras.config.backend() == "torch":
         return write_by_index_copy(cache, new, index)
-    return ops.slice_update(cache, (0, 0, index, 0), new)
+    index = ops.convert_to_tensor(index, "int32")
+    zero = ops.zeros_like(index)  # JAX wants one dtype: with x64 on, an int would be int64
+    return ops.slice_update(cache, (zero, zero, index, zero), new)
 
 
 def attend(query, keys, values, visible, index=None):

@@ -19,6 +19,8 @@ def rotate(x, position_ids):
     """
     half = x.shape[-1] // 2
     frequencies = (10000.0 ** (-np.arange(half) / half)).astype("float32")
+    # A tensor: PyTorch multiplies by an array in numpy, which what is recorded or exported lacks.
+    frequencies = ops.convert_to_tensor(frequencies)
     angles = ops.cast(position_ids, "float32")[..., None, None] * frequencies
     cos, sin = ops.cos(angles), ops.sin(angles)  # (length, 1, half), or with a batch
     first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
