@@ -1,12 +1,61 @@
 """The arguments of `generate`, checked and in one form each."""
 
-from collections.abc import Iterable
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 import keras
 import numpy as np
 from keras import ops
 
+from kgpt.text import check_no_table
+
 _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
+
+# What transformers and keras-hub call what has another name here.
+_FOREIGN = {
+    "input_ids": "prompts",
+    "inputs": "prompts",
+    "max_length": "max_new_tokens",
+    "strip_prompt": "return_prompt",
+    **dict.fromkeys(("eos_token_id", "stop", "stop_strings"), "stop_token_ids"),
+    **dict.fromkeys(
+        ("do_sample", "temperature", "top_k", "k", "top_p", "p", "num_beams", "penalty_alpha"),
+        "sampler",
+    ),
+}
+
+_SMALLEST_TEMPERATURE = 1e-30  # logits divided by less are infinite in float32
+
+
+def check_known(unknown, known):
+    """Raises TypeError for keywords that `generate` lacks, with the name that was probably meant.
+
+    Args:
+        unknown: the keywords that are no arguments.
+        known: the names of the arguments.
+    """
+    for name in unknown:
+        near = difflib.get_close_matches(name, [*known, *_FOREIGN], n=1, cutoff=0.5)
+        meant = _FOREIGN.get(near[0], near[0]) if near else None
+        hint = f" Did you mean {meant}?" if near else f" It has {', '.join(known)}."
+        if meant == "sampler":
+            hint += " Try sampler=keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8)."
+        raise TypeError(f"generate() has no argument {name!r}.{hint}")
+
+
+def check_flags(**flags):
+    """Raises ValueError for values of `flags` that are no bool."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name} must be a bool. Received: {name}={value!r}.")
+
+
+def written_vocabulary(model) -> int:
+    """Returns how many tokens a continuation can have: the tokenizer's, if there is one."""
+    size = model.backbone.vocabulary_size
+    return size if model.tokenizer is None else min(size, model.tokenizer.vocabulary_size)
 
 
 def read_prompts(prompts):
@@ -15,10 +64,18 @@ def read_prompts(prompts):
         prompts = ops.convert_to_numpy(prompts)
     if isinstance(prompts, str):
         return [prompts], True
+    if isinstance(prompts, Mapping) and not {"token_ids", "input_ids"}.isdisjoint(prompts):
+        raise ValueError(
+            "prompts must be text or token ids without padding, not a model's inputs. Received: a "
+            f"dict with the keys {list(prompts)}. Try a list of each row's ids."
+        )
+    check_no_table("prompts", prompts)
     if not isinstance(prompts, list | tuple | np.ndarray) or getattr(prompts, "ndim", 1) == 0:
+        is_list_like = isinstance(prompts, Iterable) and not isinstance(prompts, bytes | np.ndarray)
+        hint = " Try prompts=list(prompts)." if is_list_like else ""
         raise ValueError(
             "prompts must be text or token ids, or a list of them. "
-            f"Received: {prompts!r} of type {type(prompts).__name__}."
+            f"Received: {prompts!r} of type {type(prompts).__name__}.{hint}"
         )
     if len(prompts) == 0:
         raise ValueError(
@@ -41,9 +98,7 @@ def encode(many, tokenizer, vocabulary_size):
         return [tokenizer.encode(text) for text in many]
     rows = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in many]
     for row in rows:
-        are_ids = isinstance(row, list | tuple) and all(
-            isinstance(i, int | np.integer) and not isinstance(i, bool) for i in row
-        )
+        are_ids = isinstance(row, list | tuple) and all(_is_int(i) for i in row)
         if not are_ids or not all(0 <= i < vocabulary_size for i in row):
             raise ValueError(
                 f"A prompt of token ids has ints in [0, {vocabulary_size}) along one axis. "
@@ -65,8 +120,7 @@ def end_of_text(tokenizer):
 
 def read_count(max_new_tokens, longest, window, sliding_window):
     """Returns `max_new_tokens` as an int, once the longest prompt and it fit in the window."""
-    is_count = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
-    if not is_count or max_new_tokens < 0:
+    if not _is_int(max_new_tokens) or max_new_tokens < 0:
         raise ValueError(
             "max_new_tokens must be an int of at least 0. "
             f"Received: max_new_tokens={max_new_tokens!r}."
@@ -81,17 +135,21 @@ def read_count(max_new_tokens, longest, window, sliding_window):
     return int(max_new_tokens)
 
 
-def read_stops(stop_token_ids, tokenizer):
+def read_stops(stop_token_ids, tokenizer, vocabulary_size):
     """Returns the stop tokens as a list of int."""
     stops = stop_token_ids
     if isinstance(stops, str) and stops == "auto":
         stops = None if tokenizer is None else tokenizer.end_of_text_id
     if stops is None:
         return []
-    stops = list(stops) if isinstance(stops, Iterable) else [stops]
-    if not all(isinstance(i, int | np.integer) for i in stops):
+    if ops.is_tensor(stops) or isinstance(stops, np.ndarray):
+        stops = ops.convert_to_numpy(stops).tolist()
+    is_many = isinstance(stops, Iterable) and not isinstance(stops, str | bytes | Mapping)
+    stops = list(stops) if is_many else [stops]
+    if not all(_is_int(i) and 0 <= i < vocabulary_size for i in stops):
         raise ValueError(
-            'stop_token_ids must be "auto", None, an int or several. '
+            'stop_token_ids must be "auto", None, an int or several, each of them a token that the '
+            f"model can write, in [0, {vocabulary_size}). "
             f"Received: stop_token_ids={stop_token_ids!r}."
         )
     return [int(i) for i in stops]
@@ -103,18 +161,54 @@ def read_sampler(sampler):
 
     if isinstance(sampler, str) and sampler in _SAMPLERS:
         return samplers.get(sampler)
-    if not isinstance(sampler, samplers.Sampler) or getattr(sampler, "return_all_beams", False):
+    cannot = isinstance(sampler, samplers.SpeculativeSampler) or getattr(
+        sampler, "return_all_beams", False
+    )
+    if not isinstance(sampler, samplers.Sampler) or cannot:
         raise ValueError(
             f"sampler must be one of {', '.join(_SAMPLERS)}, or a keras_hub.samplers.Sampler that "
-            f"returns one sequence. Received: sampler={sampler!r}."
+            "needs one model and returns one sequence for each prompt. "
+            f"Received: sampler={sampler!r}."
         )
+    check_settings(sampler)
     return sampler
+
+
+def check_settings(sampler):
+    """Raises ValueError for settings of a sampler by which nothing can be sampled."""
+    from keras_hub import samplers
+
+    def check(name, is_right, rule):
+        value = getattr(sampler, name)
+        if not is_right(value):
+            kind = type(sampler).__name__
+            raise ValueError(f"{name} of a {kind} must be {rule}. Received: {name}={value!r}.")
+
+    def is_positive_int(value):
+        return _is_int(value) and value > 0
+
+    def is_in_unit_interval(value):
+        return _is_real(value) and 0 <= value <= 1
+
+    check(
+        "temperature",
+        lambda t: _is_real(t) and _SMALLEST_TEMPERATURE <= t < math.inf,
+        f'a finite number, at least {_SMALLEST_TEMPERATURE} (sampler="greedy" is the limit at 0)',
+    )
+    if isinstance(sampler, samplers.TopKSampler | samplers.ContrastiveSampler):
+        check("k", is_positive_int, "an int of at least 1")
+    if isinstance(sampler, samplers.TopPSampler):
+        check("p", lambda p: is_in_unit_interval(p) and p > 0, "a number in (0, 1]")
+        check("k", lambda k: k is None or is_positive_int(k), "None or an int of at least 1")
+    if isinstance(sampler, samplers.ContrastiveSampler):
+        check("alpha", is_in_unit_interval, "a number in [0, 1]")
+    if isinstance(sampler, samplers.BeamSampler):
+        check("num_beams", is_positive_int, "an int of at least 1")
 
 
 def read_seed(seed, sampler):
     """Returns random states for this call alone, as many as the sampler has."""
-    is_seed = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-    if not is_seed or not 0 <= seed < 2**31:
+    if not _is_int(seed) or not 0 <= seed < 2**31:
         raise ValueError(f"seed must be an int in [0, 2**31). Received: seed={seed!r}.")
     generators = [keras.random.SeedGenerator(int(seed) + i) for i in range(len(sampler.variables))]
     return [generator.state for generator in generators]
@@ -128,3 +222,11 @@ def check_stream(many, is_single, sampler, is_stepwise):
             f"Received: {'one prompt' if is_single else f'a list of {len(many)} prompts'}, "
             f'sampler={type(sampler).__name__}. Try sampler="top_k" on one prompt.'
         )
+
+
+def _is_int(value):
+    return isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
+
+
+def _is_real(value):
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)

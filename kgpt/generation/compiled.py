@@ -8,6 +8,7 @@ from typing import NamedTuple
 import keras
 from keras import ops, tree
 
+from kgpt.generation.arguments import written_vocabulary
 from kgpt.generation.layout import prompt_layout, step_layout
 from kgpt.generation.torch_recorder import record
 
@@ -32,7 +33,7 @@ def functions_for(model, sampler) -> Functions:
     if [id(v) for v in compiled_for] != [id(v) for v in variables]:
         functions = {}
         vars(model)["_generation"] = variables, functions
-    vocabulary = written_vocabulary(model.backbone, model.tokenizer)
+    vocabulary = written_vocabulary(model)
     is_known = type(sampler).__module__.startswith("keras_hub.")
     config = {k: v for k, v in sampler.get_config().items() if k != "seed"} if is_known else {}
     if config.get("k") is not None:  # the k likeliest of fewer tokens are all of them
@@ -44,12 +45,6 @@ def functions_for(model, sampler) -> Functions:
             sampler = type(sampler).from_config(config)  # with random states of its own
         functions[key] = _make_functions(model.backbone, sampler, vocabulary)
     return functions[key]
-
-
-def written_vocabulary(backbone, tokenizer) -> int:
-    """Returns the number of tokens that a continuation may have: those of text, if there is any."""
-    sizes = [m.vocabulary_size for m in (backbone, tokenizer) if m is not None]
-    return min(sizes)
 
 
 def _make_functions(backbone, sampler, vocabulary):

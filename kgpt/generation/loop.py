@@ -1,5 +1,6 @@
 """`generate`: from prompts to text, window by window."""
 
+import inspect
 import itertools
 
 import numpy as np
@@ -20,6 +21,7 @@ def generate(
     return_prompt: bool = True,
     stream: bool = False,
     sliding_window: bool = False,
+    **unknown,
 ):
     """Continues prompts, with keys and values cached.
 
@@ -35,7 +37,8 @@ def generate(
         max_new_tokens: int. Number of tokens after which a continuation ends.
         sampler: `"greedy"`, `"top_k"`, `"top_p"`, `"random"`, `"beam"` or `"contrastive"`, with
             keras-hub's settings (k=5 for top-k, p=0.1 for top-p); or, for other settings, an
-            object such as `keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8)`.
+            object such as `keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8)`. A `k` above
+            the vocabulary's size is all of it.
         stop_token_ids: int or several: tokens that end a continuation. The result is cut before
             them. "auto" is the tokenizer's end-of-text token, if it has one; None is no token.
         seed: int in [0, 2**31). The same seed gives the same continuation on the same backend.
@@ -48,27 +51,33 @@ def generate(
         sliding_window: bool. Whether to continue beyond the backbone's `max_sequence_length`: of
             a row that reaches it, as a prompt alone may, the model then sees the last half, with
             positions from 0.
+        **unknown: raise TypeError with the argument that was probably meant.
 
     Returns:
         The kind of the prompt: str for text, list of int for a list of ids, numpy array for an
         array; a list of these for many prompts. With `stream`, an iterator.
 
     Raises:
+        TypeError: for an argument that `generate` lacks.
         ValueError: if the model can't read a prompt, for text without a tokenizer, for arguments
-            out of range, and for lengths beyond `max_sequence_length` without `sliding_window`.
+            and settings of a sampler out of range, and for lengths beyond `max_sequence_length`
+            without `sliding_window`.
 
     Example:
         lm.generate("def main(", max_new_tokens=50, sampler="top_p", seed=0)
         for piece in lm.generate("def main(", stream=True):
             print(piece, end="", flush=True)
     """
+    if unknown:
+        arguments.check_known(unknown, list(inspect.signature(generate).parameters)[1:-1])
+    arguments.check_flags(return_prompt=return_prompt, stream=stream, sliding_window=sliding_window)
     backbone, tokenizer = model.backbone, model.tokenizer
     window = backbone.max_sequence_length
     many, is_single = arguments.read_prompts(prompts)
     rows = arguments.encode(many, tokenizer, backbone.vocabulary_size)
     starts = [row or [arguments.end_of_text(tokenizer)] for row in rows]
     count = arguments.read_count(max_new_tokens, max(map(len, starts)), window, sliding_window)
-    stops = arguments.read_stops(stop_token_ids, tokenizer)
+    stops = arguments.read_stops(stop_token_ids, tokenizer, arguments.written_vocabulary(model))
     sampler = arguments.read_sampler(sampler)
     states = sampler.variables if seed is None else arguments.read_seed(seed, sampler)
     functions = functions_for(model, sampler)

@@ -136,7 +136,8 @@ def visible_keys(segment_ids, start, queries, keys):
 def softmax(scores, visible):
     """Returns the softmax over visible keys, in float32 at least, in the dtype of `scores`."""
     wide = keras.backend.result_type(scores.dtype, "float32")
-    weights = ops.softmax(ops.cast(scores, wide) + ops.where(visible, 0.0, -1e9))
+    hidden = ops.cast(ops.where(visible, 0.0, -1e9), wide)
+    weights = ops.softmax(ops.cast(scores, wide) + hidden)
     return ops.cast(weights, scores.dtype)
 
 

@@ -1,4 +1,5 @@
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from full_passes import (
@@ -75,7 +76,14 @@ def test_no_new_tokens_give_the_prompts_back(lm, text_lm):
         ([[1, -1], [2]], {}, r"ints in \[0, 23\)"),
         ([1.0, 2.5], {}, "ints in"),
         ([True], {}, "ints in"),
+        (np.array([1.0, 2.0]), {}, "ints in"),
+        (np.array([True, False]), {}, "ints in"),
+        ([[1, 2], [3, True]], {}, "ints in"),
         (np.zeros((1, 2, 3), "int32"), {}, "along one axis"),
+        ({"text": ["the"]}, {}, r"dict with the columns \['text'\].*=table\['text'\]"),
+        ({"token_ids": [[1, 0]], "padding_mask": [[1, 0]]}, {}, "without padding.*padding_mask"),
+        ({"input_ids": [[1]], "attention_mask": [[1]]}, {}, "without padding.*attention_mask"),
+        (iter([[1]]), {}, r"list_iterator.*prompts=list\(prompts\)"),
         ([1], {"max_new_tokens": -1}, "max_new_tokens=-1"),
         ([1], {"max_new_tokens": 2.0}, "max_new_tokens=2.0"),
         ([1], {"max_new_tokens": True}, "max_new_tokens=True"),
@@ -83,7 +91,18 @@ def test_no_new_tokens_give_the_prompts_back(lm, text_lm):
         ([1], {"sampler": 5}, "sampler=5"),
         ([1], {"stop_token_ids": "end"}, "stop_token_ids='end'"),
         ([1], {"stop_token_ids": [1.5]}, "stop_token_ids"),
+        ([1], {"stop_token_ids": np.array(1.0)}, "stop_token_ids"),
+        ([1], {"stop_token_ids": True}, "stop_token_ids=True"),
+        ([1], {"stop_token_ids": -1}, r"in \[0, 23\).*stop_token_ids=-1"),
+        ([1], {"stop_token_ids": [3, 23]}, r"stop_token_ids=\[3, 23\]"),
+        ([1], {"stop_token_ids": {3: "end"}}, "stop_token_ids={3"),
+        ([1], {"return_prompt": "no"}, "return_prompt must be a bool.*'no'"),
+        ([1], {"stream": None}, "stream must be a bool"),
+        ([1], {"sliding_window": 8}, "sliding_window must be a bool"),
         ([1], {"seed": -1}, "seed=-1"),
+        ([1], {"seed": 2**31}, "seed=2147483648"),
+        ([1], {"seed": 1.0}, "seed=1.0"),
+        ([1], {"seed": True}, "seed=True"),
         ([1], {"seed": "x"}, "seed='x'"),
         ([[1], [2]], {"stream": True}, "a list of 2 prompts"),
         ([1], {"stream": True, "sampler": "beam"}, "sampler=BeamSampler"),
@@ -92,3 +111,101 @@ def test_no_new_tokens_give_the_prompts_back(lm, text_lm):
 def test_what_cannot_be_done_is_refused_with_a_reason(lm, prompts, arguments, message):
     with pytest.raises(ValueError, match=message):
         lm.generate(prompts, **{"max_new_tokens": 3, **arguments})
+
+
+def test_a_data_frame_is_refused_with_the_column_to_choose(lm):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"label": [1, 0], "text": ["the", "robot"]})
+
+    with pytest.raises(ValueError, match=r"pandas.DataFrame.*prompts=table\['text'\]"):
+        lm.generate(frame)
+    with pytest.raises(ValueError, match=r"type Series.*prompts=list\(prompts\)"):
+        lm.generate(frame["text"])
+
+
+def test_a_stop_that_no_text_can_have_is_refused(text_lm, tokenizer):
+    outside = tokenizer.vocabulary_size
+
+    assert outside < text_lm.backbone.vocabulary_size
+    with pytest.raises(ValueError, match=f"stop_token_ids={outside}"):
+        text_lm.generate("the", 3, stop_token_ids=outside)
+
+
+@pytest.mark.parametrize("make", [tuple, set, np.array, keras.ops.convert_to_tensor])
+def test_stops_may_be_of_any_kind(lm, make):
+    expected = lm.generate([5, 1], 9, sampler="greedy", stop_token_ids=[3, 7, 8])
+
+    assert lm.generate([5, 1], 9, sampler="greedy", stop_token_ids=make([3, 7, 8])) == expected
+
+
+@pytest.mark.parametrize(
+    ("sampler", "settings", "message"),
+    [
+        ("TopK", {"k": 0}, "k of a TopKSampler must be an int of at least 1.*k=0"),
+        ("TopK", {"k": -3}, "k=-3"),
+        ("TopK", {"k": 2.0}, "k=2.0"),
+        ("TopK", {"k": True}, "k=True"),
+        ("TopK", {"k": None}, "k=None"),
+        ("Contrastive", {"k": 0}, "k of a ContrastiveSampler"),
+        ("Contrastive", {"alpha": 1.5}, r"alpha of a ContrastiveSampler.*\[0, 1\].*alpha=1.5"),
+        ("Contrastive", {"alpha": float("nan")}, "alpha=nan"),
+        ("TopP", {"p": 0}, r"p of a TopPSampler must be a number in \(0, 1\].*p=0"),
+        ("TopP", {"p": 1.5}, "p=1.5"),
+        ("TopP", {"p": -0.1}, "p=-0.1"),
+        ("TopP", {"p": float("nan")}, "p=nan"),
+        ("TopP", {"p": "0.9"}, "p='0.9'"),
+        ("TopP", {"p": 0.9, "k": 0}, "k of a TopPSampler must be None or"),
+        ("Beam", {"num_beams": 0}, "num_beams of a BeamSampler.*num_beams=0"),
+        ("Beam", {"num_beams": 1.5}, "num_beams=1.5"),
+        ("Beam", {"return_all_beams": True}, "one sequence"),
+        ("Speculative", {}, "needs one model"),
+        ("Greedy", {"temperature": 0}, "temperature=0"),
+        ("Random", {"temperature": 0.0}, "temperature of a RandomSampler.*greedy.*temperature=0.0"),
+        ("Random", {"temperature": 1e-40}, "temperature=1e-40"),
+        ("TopK", {"temperature": -1.0}, "temperature=-1.0"),
+        ("TopP", {"temperature": float("nan")}, "temperature=nan"),
+        ("Beam", {"temperature": float("inf")}, "temperature=inf"),
+        ("Contrastive", {"temperature": None}, "temperature=None"),
+    ],
+)
+def test_settings_by_which_nothing_can_be_sampled_are_refused(lm, sampler, settings, message):
+    sampler = getattr(keras_hub.samplers, f"{sampler}Sampler")(**settings)
+
+    with pytest.raises(ValueError, match=message):
+        lm.generate([1], 3, sampler=sampler)
+
+
+def test_settings_of_a_sampler_derived_from_keras_hubs_are_checked(lm):
+    class Mine(keras_hub.samplers.TopKSampler):
+        pass
+
+    with pytest.raises(ValueError, match="k of a Mine"):
+        lm.generate([1], 3, sampler=Mine(k=0))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meant"),
+    [
+        ("max_new_token", "max_new_tokens"),
+        ("max_length", "max_new_tokens"),
+        ("sampeler", "sampler"),
+        ("stop_tokens", "stop_token_ids"),
+        ("eos_token_id", "stop_token_ids"),
+        ("streaming", "stream"),
+        ("strip_prompt", "return_prompt"),
+        ("slide_window", "sliding_window"),
+        ("temperature", r"sampler\? Try sampler=keras_hub.samplers.TopPSampler"),
+        ("temprature", "sampler"),
+        ("top_k", "sampler"),
+        ("do_sample", "sampler"),
+        ("num_beams", "sampler"),
+    ],
+)
+def test_a_misspelt_or_foreign_keyword_is_refused_with_the_one_that_is_meant(lm, keyword, meant):
+    with pytest.raises(TypeError, match=rf"no argument '{keyword}'\. Did you mean {meant}"):
+        lm.generate([1], **{keyword: 1})
+
+
+def test_a_keyword_like_no_other_is_refused_with_all_that_there_are(lm):
+    with pytest.raises(TypeError, match=r"'zzz'.*prompts, max_new_tokens, sampler.*sliding_window"):
+        lm.generate([1], zzz=1)

@@ -19,13 +19,21 @@ from full_passes import (
     ],
     ids=["one beam", "contrastive without penalty", "top 1"],
 )
-def test_samplers_that_have_no_choice_equal_greedy(lm, sampler):
-    assert lm.generate(RAGGED, 6, sampler=sampler) == lm.generate(RAGGED, 6, sampler="greedy")
+@pytest.mark.parametrize("prompts", [RAGGED, RAGGED[:1]], ids=["three", "one"])
+def test_samplers_that_have_no_choice_equal_greedy(lm, sampler, prompts):
+    assert lm.generate(prompts, 6, sampler=sampler) == lm.generate(prompts, 6, sampler="greedy")
 
 
-def test_wide_beams_find_the_most_likely_of_all_continuations():
+@pytest.mark.parametrize("sampler", ["beam", "contrastive"])
+def test_a_prompt_alone_is_continued_as_in_a_batch(lm, sampler):
+    rows = lm.generate(RAGGED, 6, sampler=sampler)
+
+    assert [lm.generate(row, 6, sampler=sampler) for row in RAGGED] == rows
+
+
+@pytest.mark.parametrize("prompts", [[[1, 4, 2], [3]], [[3]]], ids=["two", "one"])
+def test_wide_beams_find_the_most_likely_of_all_continuations(prompts):
     lm = make_lm(vocabulary_size=5)
-    prompts = [[1, 4, 2], [3]]
 
     found = lm.generate(prompts, 2, sampler=keras_hub.samplers.BeamSampler(num_beams=5))
 
@@ -35,7 +43,44 @@ def test_wide_beams_find_the_most_likely_of_all_continuations():
         assert row[-2:] == list(np.unravel_index(np.argmax(everything), (5, 5)))
 
 
-def test_contrastive_search_is_the_published_rule_in_a_batch_of_different_lengths(lm):
+def test_what_would_come_after_a_stop_has_no_part_in_the_choice_of_a_beam():
+    lm = make_lm(vocabulary_size=4)
+    prompts, stop, steps = [[1, 3, 2], [3], [2, 2]], 1, 3
+
+    def continuations(prompt, steps):
+        """All that end with the stop or have all steps, with their log-probabilities."""
+        if not steps:
+            return {(): 0.0}
+        found, following = {}, next_log_probabilities(lm, prompt)
+        for token in range(4):
+            ends = {(): 0.0} if token == stop else continuations([*prompt, token], steps - 1)
+            found |= {(token, *rest): following[token] + score for rest, score in ends.items()}
+        return found
+
+    sampler = keras_hub.samplers.BeamSampler(num_beams=64)
+    found = lm.generate(prompts, steps, sampler=sampler, stop_token_ids=stop, return_prompt=False)
+
+    everything = [continuations(prompt, steps) for prompt in prompts]
+    best = [list(max(scores, key=scores.get)) for scores in everything]
+    assert found == [row[: row.index(stop)] if stop in row else row for row in best]
+    assert any(stop in row for row in best)
+
+
+def test_more_candidates_than_tokens_are_all_tokens():
+    lm = make_lm(vocabulary_size=4)  # top-k has k=5 unless told otherwise
+    settings = {"prompts": [[1, 3]] * 200, "max_new_tokens": 2, "seed": 0}
+
+    for many, all_four in (
+        (keras_hub.samplers.TopKSampler(), keras_hub.samplers.TopKSampler(k=4)),
+        (keras_hub.samplers.TopPSampler(p=0.9, k=9), keras_hub.samplers.TopPSampler(p=0.9)),
+        (keras_hub.samplers.ContrastiveSampler(), keras_hub.samplers.ContrastiveSampler(k=4)),
+    ):
+        found = lm.generate(**settings, sampler=many)
+        assert found == lm.generate(**settings, sampler=all_four)
+
+
+@pytest.mark.parametrize("prompts", [RAGGED, RAGGED[2:]], ids=["three", "one"])
+def test_contrastive_search_is_the_published_rule_for_prompts_of_any_lengths(lm, prompts):
     """Su et al. 2022, equation 3, by full forward passes."""
     k, alpha = 4, 0.6
 
@@ -52,9 +97,9 @@ def test_contrastive_search_is_the_published_rule_in_a_batch_of_different_length
         return row
 
     sampler = keras_hub.samplers.ContrastiveSampler(k=k, alpha=alpha)
-    rows = lm.generate(RAGGED, 5, sampler=sampler)
+    rows = lm.generate(prompts, 5, sampler=sampler)
 
-    assert rows == [reference(row, 5) for row in RAGGED]
+    assert rows == [reference(row, 5) for row in prompts]
 
 
 @pytest.mark.parametrize("sampler", ["top_k", "random", keras_hub.samplers.TopPSampler(p=0.9)])

@@ -58,6 +58,42 @@ def test_recorded_steps_give_what_the_step_gives(backbone, a_step, passes, rows,
     assert len(passes) == len(SLOTS) + records
 
 
+def test_a_recorded_step_of_rotary_positions_turns_each_position_by_its_own_angle():
+    import torch
+
+    backbone = make_lm(rotary_positions=True, max_sequence_length=200).backbone
+
+    def a_step(token_ids, cache, slot, new_slots, seen=None):
+        h, cache = step(backbone, token_ids, cache, slot, new_slots, seen)
+        return h, h, cache
+
+    recorded = record(a_step)
+    cache, other = prompts(backbone, 2), prompts(backbone, 2)
+
+    with torch.inference_mode():
+        for slot in range(6, 12):
+            token_ids = ops.full((2, 1), slot, "int32")
+            expected, _, cache = a_step(token_ids, cache, slot, NEW_SLOTS)
+            found, _, other = recorded(token_ids, other, slot, NEW_SLOTS)
+            np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+
+
+def test_rows_of_a_cache_that_share_memory_are_written_apart(backbone, a_step):
+    import torch
+
+    recorded, cache = record(a_step), prompts(backbone, 1)
+    shared = tree.map_structure(lambda x: x.expand(3, *x.shape[1:]), cache)
+    apart = tree.map_structure(lambda x: x.repeat(3, *[1] * (x.ndim - 1)), cache)
+    token_ids = torch.tensor([[3], [4], [5]], dtype=torch.int32)
+
+    with torch.inference_mode():
+        expected = a_step(token_ids, apart, 6, NEW_SLOTS)
+        found = recorded(token_ids, shared, 6, NEW_SLOTS)
+
+    for one, two in zip(tree.flatten(expected), tree.flatten(found), strict=True):
+        np.testing.assert_allclose(two.numpy(), one.numpy(), atol=1e-5)
+
+
 def test_a_recorded_step_writes_into_the_cache_that_it_is_given(backbone, a_step):
     import torch
 

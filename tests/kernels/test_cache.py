@@ -182,3 +182,16 @@ def test_new_positions_are_written_at_each_rows_own_slot(slots, new, index, dtyp
     for row, first in enumerate(index):
         expected[row, :, first : first + new] = numbers(added)[row]
     np.testing.assert_array_equal(numbers(found), expected)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="only JAX tells Python's ints from other ints")
+@pytest.mark.parametrize("index", [3, np.int32(3), np.int64(3)])
+def test_a_cache_is_written_where_ints_are_64_bits_wide(index):
+    import jax
+
+    with jax.enable_x64(True):
+        cached, new = normal(BATCH, HEADS, 9, HEAD_DIM), normal(BATCH, HEADS, 2, HEAD_DIM, seed=1)
+        found = jax.jit(cache.write)(cached, new, index)
+
+    np.testing.assert_array_equal(numbers(found[:, :, 3:5]), numbers(new))
+    np.testing.assert_array_equal(numbers(found[:, :, 5:]), numbers(cached[:, :, 5:]))
