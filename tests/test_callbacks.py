@@ -205,7 +205,9 @@ def task_batches(function, labels, **options):
 
 
 def test_scores_of_the_whole_set_join_the_logs_for_other_callbacks():
-    pytest.importorskip("sklearn", reason="scores come from scikit-learn and scipy (kgpt[scores])")
+    pytest.importorskip(
+        "sklearn", reason="scores come from scikit-learn and scipy (the extra `scores`)"
+    )
     data, tokenizer = task_batches(kgpt.data.classification, [1, 0] * 6, batch_size=5)
     model = kgpt.TextClassifier(kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 8), 2)
     model.compile("adam")
@@ -221,7 +223,9 @@ def test_scores_of_the_whole_set_join_the_logs_for_other_callbacks():
 
 
 def test_numbers_are_scored_by_correlation_and_scores_need_labels():
-    pytest.importorskip("sklearn", reason="scores come from scikit-learn and scipy (kgpt[scores])")
+    pytest.importorskip(
+        "sklearn", reason="scores come from scikit-learn and scipy (the extra `scores`)"
+    )
     data, tokenizer = task_batches(kgpt.data.regression, np.arange(12) / 12)
     model = kgpt.TextRegressor(kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 8))
     model.compile("adam")

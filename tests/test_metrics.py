@@ -9,7 +9,7 @@ from kgpt import metrics
 
 needs_scores = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None,
-    reason="scores come from scikit-learn and scipy (kgpt[scores])",
+    reason="scores come from scikit-learn and scipy (the extra `scores`)",
 )
 
 

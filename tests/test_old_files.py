@@ -124,7 +124,7 @@ def test_old_schedules_give_the_rates_that_they_gave(objects, name):
 def test_old_tokenizers_give_the_ids_and_texts_that_they_gave(style):
     if style == "gpt1_exact":
         for package in ("ftfy", "spacy"):
-            pytest.importorskip(package, reason="GPT-1's exact words come from kgpt[gpt1]")
+            pytest.importorskip(package, reason="GPT-1's exact words come from the extra `gpt1`")
     written = json.loads((FILES / "tokens.json").read_text(encoding="utf-8"))
 
     tokenizer = kgpt.Tokenizer.from_file(FILES / style / "tokenizer.json")
@@ -205,7 +205,7 @@ def test_a_run_goes_on_from_an_old_checkpoint_with_its_random_states(tmp_path):
 
 
 def test_an_old_folder_in_hugging_faces_format_gives_the_model_that_it_was():
-    pytest.importorskip("safetensors", reason="weights in this format need kgpt[hub]")
+    pytest.importorskip("safetensors", reason="weights in this format need the extra `hub`")
     arrays, inputs = read("huggingface")
 
     model = kgpt.from_huggingface(FILES / "huggingface")

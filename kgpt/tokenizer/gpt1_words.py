@@ -27,7 +27,7 @@ def import_ftfy_and_spacy() -> tuple:
     except ImportError as error:
         raise ImportError(
             "This tokenizer splits text into GPT-1's words by ftfy and spaCy (exact=True), and "
-            f'{error.name} is not installed. Try `pip install "kgpt[gpt1]"`, or create the '
+            f"{error.name} is not installed. Try `pip install ftfy spacy`, or create the "
             "tokenizer with exact=False, which needs neither but gives slightly different ids."
         ) from error
     return ftfy, spacy.blank("en"), threading.Lock()

@@ -36,7 +36,7 @@ class Tokenizer:
 
     How text is split into GPT-1's words is part of the tokenizer and is saved with it:
 
-    - `exact=True`: by ftfy and spaCy, as in the original code (`pip install kgpt[gpt1]`; no model
+    - `exact=True`: by ftfy and spaCy, as in the original code (`pip install ftfy spacy`; no model
       is downloaded). The ids equal those of the original code run with ftfy 6.3 and spaCy 3.8 on
       all of 215 texts, 90 of them chosen to be difficult. spaCy's rules have changed since the
       original's version (2.0.11 of 2018), which gives other ids on about 3% of such texts.

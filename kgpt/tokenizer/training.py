@@ -138,7 +138,7 @@ def tokenizer_from_vocabulary(
     if style == "gpt1" and not exact and chosen is None:
         warnings.warn(
             "ftfy and spaCy are not installed: some ids will differ from those that GPT-1 was "
-            'trained with. Try `pip install "kgpt[gpt1]"`, or exact=False for no warning.',
+            "trained with. Try `pip install ftfy spacy`, or exact=False for no warning.",
             stacklevel=3,
         )
     special_tokens = check_special_tokens(special_tokens)

@@ -17,7 +17,7 @@ import kgpt
 from kgpt.convert.huggingface import from_huggingface, to_huggingface
 from kgpt.models import MultipleChoice, TextClassifier, TextRegressor
 
-safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="the extra kgpt[hub]")
+safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="the extra `hub`")
 
 VOCABULARY, LENGTH = 53, 7
 SIZES = {"vocab_size": VOCABULARY, "n_positions": 11, "n_embd": 12, "n_layer": 2, "n_head": 3}
@@ -492,8 +492,8 @@ def test_a_tokenizer_comes_back_as_it_was(style, size, tmp_path):
 
 
 def test_an_exact_tokenizer_of_gpt1_comes_back_exact(transformers, tmp_path):
-    pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (kgpt[gpt1])")
-    pytest.importorskip("spacy", reason="the exact route to GPT-1's words (kgpt[gpt1])")
+    pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
+    pytest.importorskip("spacy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
     tokenizer = kgpt.Tokenizer.train(TEXTS, 60, style="gpt1", exact=True)
 
     to_huggingface(make_lm(False, tokenizer), tmp_path / "model")
@@ -671,7 +671,7 @@ def hub(folder):
 
 
 def test_a_repository_is_downloaded_once_and_then_read_without_a_network(hub, folder, tmp_path):
-    pytest.importorskip("huggingface_hub", reason="the extra kgpt[hub]")
+    pytest.importorskip("huggingface_hub", reason="the extra `hub`")
     address, requests = hub
     script = (
         "import keras\n"
@@ -720,7 +720,7 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(folder, monkeypat
     monkeypatch.setitem(sys.modules, package, None)
     name = folder if package == "safetensors" else "someone/small-gpt"
 
-    with pytest.raises(ImportError, match=rf'{package}.*pip install "kgpt\[hub\]"'):
+    with pytest.raises(ImportError, match=rf"{package}.*pip install safetensors huggingface_hub"):
         from_huggingface(name)
 
 

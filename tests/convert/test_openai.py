@@ -98,8 +98,8 @@ def test_logits_are_those_of_the_papers_formulas(release):
 
 
 def test_the_vocabulary_in_the_folder_becomes_the_tokenizer(tmp_path):
-    pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (kgpt[gpt1])")
-    pytest.importorskip("spacy", reason="the exact route to GPT-1's words (kgpt[gpt1])")
+    pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
+    pytest.importorskip("spacy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
     tokenizer = Tokenizer.train(TEXTS, 60, style="gpt1", exact=True)
     model = json.loads(tokenizer.get_config()["tokenizer_json"])["model"]
     (tmp_path / "encoder_bpe_40000.json").write_text(json.dumps(model["vocab"]))
