@@ -1,0 +1,114 @@
+"""Training, validation, evaluation and prediction of one model, one after the other."""
+
+import keras
+import numpy as np
+import pytest
+from labelled import TOKENIZER
+
+import kgpt
+
+TEXTS = ["ab", "cd", "efg", "h", "ijk"]
+CHOICES = [["x", "yz", text] for text in TEXTS]
+LABELS = [0, 1, 0, 1, 1]
+TARGETS = [0.0, 1.5, -1.0, 2.0, 0.5]
+
+
+def make_backbone():
+    keras.utils.set_random_seed(0)
+    return kgpt.GPTBackbone(TOKENIZER.vocabulary_size, 1, 1, 4, 16, dropout=0.0)
+
+
+@keras.saving.register_keras_serializable("tests")
+class AnyNumber(kgpt.Head):
+    """A head of any number of sequences."""
+
+    def __init__(self, backbone, **kwargs):
+        super().__init__(backbone, head=keras.layers.Dense(1), **kwargs)
+
+    def task_loss(self, y, outputs):
+        return keras.ops.mean(keras.ops.softplus(outputs[:, :, 0]), axis=-1)
+
+
+def task(function, *columns):
+    return lambda **options: function(*columns, TOKENIZER, 16, batch_size=2, **options)
+
+
+SINGLES = task(kgpt.data.classification, TEXTS, LABELS)
+PAIRS = task(kgpt.data.similarity, TEXTS, TEXTS[::-1], LABELS)
+CASES = {
+    "classifier": (lambda: kgpt.TextClassifier(make_backbone(), 2, dropout=0.0), SINGLES),
+    "pairs": (
+        lambda: kgpt.TextClassifier(make_backbone(), 2, both_orders=True, dropout=0.0),
+        PAIRS,
+    ),
+    "regressor": (
+        lambda: kgpt.TextRegressor(make_backbone(), dropout=0.0),
+        task(kgpt.data.regression, TEXTS, TARGETS),
+    ),
+    "chooser": (
+        lambda: kgpt.MultipleChoice(make_backbone(), dropout=0.0),
+        task(kgpt.data.multiple_choice, TEXTS, CHOICES, [2, 0, 1, 2, 2]),
+    ),
+    "head_of_any_number": (lambda: AnyNumber(make_backbone()), SINGLES),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def test_evaluate_and_predict_go_on_after_a_fit_with_validation_data(case):
+    make_model, make_data = case
+    model, test = make_model(), make_data(seed=None)
+    model.compile(keras.optimizers.SGD(0.1))
+
+    for _ in range(2):
+        history = model.fit(make_data(seed=0), validation_data=test, verbose=0).history
+        figures = model.evaluate(test, verbose=0, return_dict=True)
+
+        for name, figure in figures.items():
+            np.testing.assert_allclose(history[f"val_{name}"], [figure], rtol=1e-5)
+    assert len(model.predict(test, verbose=0)) == len(TEXTS)
+
+
+def test_a_language_model_evaluates_after_a_fit_with_validation_data(tmp_path):
+    np.save(tmp_path / "tokens.npy", np.arange(41) % TOKENIZER.vocabulary_size)
+    train, test = (kgpt.data.windows(tmp_path / "tokens.npy", 5, 3, seed) for seed in (0, None))
+    model = kgpt.CausalLM(make_backbone())
+    model.compile(keras.optimizers.SGD(0.1))
+
+    history = model.fit(train, validation_data=test, verbose=0).history
+    figures = model.evaluate(test, verbose=0, return_dict=True)
+
+    for name, figure in figures.items():
+        np.testing.assert_allclose(history[f"val_{name}"], [figure], rtol=1e-5)
+
+
+def test_arrays_with_and_without_an_axis_of_sequences_may_follow_each_other():
+    model = kgpt.TextClassifier(make_backbone(), 2, dropout=0.0)
+    model.compile(keras.optimizers.SGD(0.0))
+    token_ids = np.random.default_rng(0).integers(0, TOKENIZER.vocabulary_size, (4, 5))
+    x = {"token_ids": token_ids, "padding_mask": np.arange(5) < [[5], [3], [1], [2]]}
+    with_axis = {name: array[:, None] for name, array in x.items()}
+    y = np.array([0, 1, 1, 0])
+
+    outputs = [model.predict(each, verbose=0) for each in (x, with_axis, x)]
+    figures = [model.evaluate(each, y, verbose=0) for each in (x, with_axis, x)]
+    losses = [model.fit(each, y, verbose=0).history["loss"] for each in (x, with_axis, x)]
+
+    for found in (outputs, figures, losses):
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[2], found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_head_of_any_number_of_sequences_takes_one_and_then_two():
+    model = AnyNumber(make_backbone())
+    model.compile(keras.optimizers.SGD(0.0))
+
+    def figures():
+        return [model.evaluate(data(), verbose=0) for data in (SINGLES, PAIRS)]
+
+    np.testing.assert_allclose(figures(), figures(), rtol=1e-6)
+    assert model.predict(SINGLES(), verbose=0).shape == (5, 1, 1)
+    assert model.predict(PAIRS(), verbose=0).shape == (5, 2, 1)
