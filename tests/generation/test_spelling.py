@@ -59,8 +59,6 @@ def speller():
 def test_all_samplers_spell_the_word_and_end_before_a_stop(speller, sampler, prompts):
     rows = [ids(prompt) for prompt in prompts]
 
-    for row in speller.generate(rows, 5, sampler=SAMPLERS[sampler]()):
-        assert WORD.startswith(text(row))
     stopped = speller.generate(rows, 5, sampler=SAMPLERS[sampler](), stop_token_ids=ids("u"))
 
     assert [text(row) for row in stopped] == [
