@@ -15,7 +15,7 @@ def results(function, dtype):
     def output():
         return keras.ops.cast(function(*map(keras.ops.convert_to_tensor, variables)), "float32")
 
-    factors = np.random.default_rng(2).standard_normal((2, 3, 7)).astype("float32")
+    factors = keras.ops.array(np.random.default_rng(2).standard_normal((2, 3, 7)), "float32")
     found = gradients(lambda: keras.ops.sum(output() * factors), variables)
     return [to_numpy(keras.ops.stop_gradient(output())), *found]
 

@@ -30,10 +30,11 @@ def test_states_return_to_their_places():
 def test_gradients_return_with_the_states():
     states, mask = keras.Variable(STATES), keras.ops.array(MASK)
     factors = np.random.default_rng(1).standard_normal((2, *STATES.shape)).astype("float32")
+    tensors = [keras.ops.array(x) for x in factors]
 
     def loss():
-        moved = to_right_padding(keras.ops.convert_to_tensor(states), mask) * factors[0]
-        return keras.ops.sum(from_right_padding(moved, mask) * factors[1])
+        moved = to_right_padding(keras.ops.convert_to_tensor(states), mask) * tensors[0]
+        return keras.ops.sum(from_right_padding(moved, mask) * tensors[1])
 
     (found,) = gradients(loss, [states])
 
