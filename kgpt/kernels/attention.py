@@ -72,7 +72,7 @@ def choice(shape, dtype, rate: float = 0.0, has_segments: bool = False) -> str:
     """Returns how `attend` computes: "fused", "tiled" or "reference".
 
     - PyTorch's kernel serves all devices and dtypes; with dropout it is used on CUDA only, since on
-      a CPU it is slower than tiles.
+      a CPU it then computes all scores at once.
     - JAX's (cuDNN) serves GPUs from compute capability 8.0 on, 16-bit dtypes and heads whose width
       is a multiple of 8. Its dropout has the same seed in each step, so it is not used.
     - Keras offers none on TensorFlow.
