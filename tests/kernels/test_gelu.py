@@ -23,7 +23,10 @@ def test_the_formula_is_the_papers():
     np.testing.assert_allclose(to_numpy(reference(keras.ops.array(X))), numpy_gelu(X), atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 0.05)])
-def test_values_and_gradients_are_those_of_the_formula(dtype, atol):
+# Far from 0 the formula's own gradient is off by 1e-5 in float32: 1 + tanh cancels.
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [("float32", 0, 3e-5), ("bfloat16", 0.03, 0.05)]
+)
+def test_values_and_gradients_are_those_of_the_formula(dtype, rtol, atol):
     for found, expected in zip(results(gelu, dtype), results(reference), strict=True):
-        np.testing.assert_allclose(found, expected, atol=atol)
+        np.testing.assert_allclose(found, expected, rtol, atol)
