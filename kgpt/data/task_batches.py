@@ -107,10 +107,6 @@ class TaskBatches(ResumableBatches):
             view._keep_first(steps * self._batch_size)
         return view
 
-    def in_order_of_length(self) -> "TaskBatches":
-        """Returns the same examples in one fixed order, which `original_order` reverts."""
-        return self.from_beginning()
-
     def original_order(self, rows: np.ndarray) -> np.ndarray:
         """Returns rows predicted by length in the order of the texts."""
         examples = np.concatenate(self._plan(0))[: len(rows)]  # a callback may stop early
