@@ -19,6 +19,8 @@ BACKEND = (
     "generation/",
     "convert/",
     "data/batches.py",
+    "data/sources.py",
+    "data/updates.py",
     "data/windows.py",
     "settings.py",
     "callbacks.py",

@@ -1,5 +1,6 @@
 """Numbered batches that Keras trains on, and from which an interrupted run resumes."""
 
+import contextlib
 from collections.abc import Iterator
 
 import keras
@@ -50,12 +51,13 @@ class ResumableBatches(DataAdapter):
         self._repeat = repeat
         self._next_batch = 0
         self._is_view = False
+        self._updates = None
         self._epoch_start, self._batches_read = None, 0
 
     def __iter__(self) -> Iterator[tuple]:
         start = self._next_batch
         end = start + len(self)
-        batches = self._read_from(start)
+        batches = self._batches_from(start)
         try:
             for next_batch, batch in enumerate(batches, start + 1):
                 self._batches_read += 1
@@ -67,6 +69,29 @@ class ResumableBatches(DataAdapter):
                     return
         finally:
             batches.close()
+
+    def _batches_from(self, start):
+        if self._updates is None:
+            yield from self._read_from(start)
+            return
+        # Those of the update that came before `start` are counted too.
+        done = self._updates.batches_done
+        read_again = min(done, start)
+        batches = self._read_from(start - read_again)
+        first = self._updates.batches_per_update - done + read_again
+        try:
+            yield from self._updates.with_shares(batches, first, skip=read_again)
+        finally:
+            batches.close()
+
+    @contextlib.contextmanager
+    def by_update(self, updates):
+        """Inside, batches carry their shares of the optimizer's updates, a `kgpt.data.updates`."""
+        self._updates = updates
+        try:
+            yield
+        finally:
+            self._updates = None
 
     def from_beginning(self, steps: int | None = None) -> "ResumableBatches":
         """Returns a view of the batches, each iteration of which starts at the first batch.
@@ -92,7 +117,7 @@ class ResumableBatches(DataAdapter):
         view = object.__new__(type(self))  # `copy` would open a token file again
         view.__dict__.update(self.__dict__)
         view._repeat = self._repeat and steps is not None
-        view._next_batch, view._is_view = 0, True
+        view._next_batch, view._is_view, view._updates = 0, True, None
         view._epoch_start, view._batches_read = None, 0
         return view
 
@@ -142,7 +167,7 @@ class ResumableBatches(DataAdapter):
     def get_tf_dataset(self):
         import tensorflow as tf
 
-        batches = self._read_from(self._next_batch)
+        batches = self._batches_from(self._next_batch)
         example = next(batches)
         batches.close()
         signature = keras.tree.map_structure(
@@ -151,6 +176,8 @@ class ResumableBatches(DataAdapter):
         return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
 
     def on_epoch_begin(self):
+        if self._updates is not None:
+            self._updates.begin_epoch()
         self._epoch_start, self._batches_read = self._next_batch, 0
 
     def on_epoch_end(self):

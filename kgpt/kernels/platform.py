@@ -110,3 +110,23 @@ def dynamic_shape(x):
     import tensorflow as tf
 
     return tf.shape(x)
+
+
+def sum_over_replicas(x):
+    """Returns a scalar summed over the replicas of a `tf.distribute` strategy; elsewhere itself."""
+    replicas = num_replicas()
+    if replicas == 1:
+        return x
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def num_replicas() -> int:
+    """Returns how many replicas of a `tf.distribute` strategy run the step that is traced."""
+    if keras.config.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync

@@ -2,10 +2,13 @@
 
 import keras
 from keras import ops
+from keras.src.backend import set_keras_mask
 
 from kgpt import generation
+from kgpt.kernels.platform import sum_over_replicas
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.metrics import Perplexity
+from kgpt.models import token_weights
 from kgpt.models.inputs import complete_inputs
 from kgpt.models.task import Task
 
@@ -19,9 +22,10 @@ class CausalLM(Task):
     `compile()` with no loss trains by next-token cross-entropy, equation 1 of GPT-1, as a mean over
     the tokens that count. Its targets, `y`, are the next tokens: `fit(token_ids, next_token_ids)`.
     Without `y` they are the token ids themselves, shifted by one. A position counts as much as
-    `sample_weight` says, `(batch,)` or `(batch, length)`; without it, all positions count alike
-    where they and their next tokens are no padding by `padding_mask` and of one document by
-    `segment_ids`. Reported are `loss` (nats per token), `perplexity` and `accuracy`, exact over all
+    `sample_weight` says, `(batch,)` or `(batch, length)`, where it and its next token are no
+    padding by `padding_mask` and of one document by `segment_ids`. Beside `y`, weights
+    `(batch, length)` say alone which of the real tokens count. A target of -100 or -1 does not
+    count. Reported are `loss` (nats per token), `perplexity` and `accuracy`, exact over all
     tokens.
 
     Args:
@@ -58,12 +62,14 @@ class CausalLM(Task):
             keras.metrics.Mean(name="accuracy"),
         ]
 
+    outputs_are_logits = True
+
     def standardize_inputs(self, inputs):
         return complete_inputs(inputs)
 
-    def check_data(self, x, y=None):
-        super().check_data(x, y)
-        self.check_ids("next tokens (y)", y)
+    def check_data(self, x, y=None, sample_weight=None):
+        super().check_data(x, y, sample_weight)
+        token_weights.check_next_tokens(y, self.backbone.vocabulary_size)
 
     def compute_output_spec(self, inputs, training=None, mask=None):
         hidden_states = self.backbone.compute_output_spec(inputs)
@@ -75,26 +81,31 @@ class CausalLM(Task):
             return hidden_states, None
         return hidden_states, self.backbone.embedding(hidden_states, reverse=True)
 
+    # === Loss and metrics ===
+
+    known_targets = token_weights.known_targets
+    count = token_weights.count_tokens
+    weigh = token_weights.weigh
+
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
-        if y is not None:
-            y = ops.convert_to_tensor(y)
-            y = ops.squeeze(y, axis=-1) if len(y.shape) == 3 else y
-        targets, weights = next_token_targets(**x, targets=y)
-        if sample_weight is not None:
-            given = ops.cast(sample_weight, "float32")
-            weights = ops.ones_like(weights) * (given[:, None] if len(given.shape) == 1 else given)
-        loss_sum, correct = next_token_loss(
-            hidden_states, self.backbone.token_embedding, targets, weights, training
-        )
+        targets, weights = next_token_targets(**x, targets=y, sample_weight=sample_weight)
+        states, embedding = hidden_states, self.backbone.token_embedding
+        if states is None:
+            states, embedding = outputs, None
+        loss_sum, correct = next_token_loss(states, embedding, targets, weights, training)
         count = ops.sum(weights)
-        mean = ops.divide_no_nan(loss_sum, count)
-        total = mean + self.regularization()
-        loss, perplexity, accuracy = self.own_metrics
-        loss.update_state(ops.stop_gradient(total), sample_weight=count)
-        perplexity.update_state(ops.stop_gradient(mean), sample_weight=count)
+        mean = ops.stop_gradient(ops.divide_no_nan(loss_sum, count))
         correct = ops.stop_gradient(ops.divide_no_nan(correct, count))
-        accuracy.update_state(correct, sample_weight=count)
-        return total
+        added = self.regularization()
+        figures = ops.stop_gradient(mean + added), mean, correct
+        for metric, figure in zip(self.own_metrics, figures, strict=True):
+            metric.update_state(figure, sample_weight=count)
+        return ops.divide_no_nan(loss_sum, sum_over_replicas(count)) + added
+
+    def metric_targets(self, x, y, outputs, sample_weight):
+        y, weights = next_token_targets(**x, targets=y)
+        set_keras_mask(outputs, weights > 0)
+        return y, outputs
 
     def generate(self, prompts, max_new_tokens=100, **kwargs):
         """Continues text or token ids, as `kgpt.generation.generate` does."""

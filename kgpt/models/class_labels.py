@@ -3,6 +3,8 @@
 import numpy as np
 from keras import ops
 
+from kgpt.models.checks import as_array
+
 
 def class_loss(labels, logits):
     """Returns the cross-entropy of each example, `(batch,)`; raises ValueError without labels."""
@@ -14,7 +16,8 @@ def class_loss(labels, logits):
 
 def check_class_labels(y, num_classes, model_name):
     """Raises ValueError for an array of labels that are not classes of the model."""
-    if not isinstance(y, np.ndarray) or y.size == 0:
+    y = as_array(y)
+    if y is None:
         return
     if y.shape[1:] not in ((), (1,)):
         raise ValueError(

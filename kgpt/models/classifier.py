@@ -9,6 +9,7 @@ from keras import ops
 from kgpt.data import tasks
 from kgpt.models.class_labels import check_class_labels, class_loss
 from kgpt.models.head import Head, output_projection_layer, targets_of
+from kgpt.models.sample_weights import read_class_weight, weigh_labels
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -94,11 +95,22 @@ class TextClassifier(Head):
             )
         return super().fit(x, y, *args, **kwargs)
 
+    outputs_are_logits = True
+
     def task_loss(self, y, outputs):
         return class_loss(y, outputs)
 
     def check_targets(self, y):
         check_class_labels(y, self.num_classes, type(self).__name__)
+
+    def weigh(self, x, y, sample_weight, class_weight=None):
+        y, sample_weight, wrong = super().weigh(x, y, sample_weight)
+        if y is None:
+            return y, sample_weight, wrong
+        return weigh_labels(y, sample_weight, self.num_classes, class_weight)
+
+    def read_class_weight(self, class_weight):
+        return read_class_weight(class_weight, self.num_classes, self.class_names)
 
     def check_task(self, batches):
         super().check_task(batches)

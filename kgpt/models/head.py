@@ -5,9 +5,12 @@ from keras import ops
 
 from kgpt import recipes
 from kgpt.data.tasks import TaskBatches
+from kgpt.kernels.platform import sum_over_replicas
 from kgpt.losses import next_token_loss, next_token_targets
+from kgpt.models.fitting import UNKNOWN_STEPS
 from kgpt.models.inputs import merge_sequences, standardize_sequences
-from kgpt.models.task import UNKNOWN_STEPS, Task
+from kgpt.models.sample_weights import check_weight_shape
+from kgpt.models.task import Task
 
 
 class Head(Task):
@@ -112,8 +115,8 @@ class Head(Task):
     def compute_output_spec(self, inputs, training=None, mask=None):
         return super().compute_output_spec(self.standardize_inputs(inputs))
 
-    def check_data(self, x, y=None):
-        super().check_data(x, y)
+    def check_data(self, x, y=None, sample_weight=None):
+        super().check_data(x, y, sample_weight)
         if isinstance(x, TaskBatches):
             self.check_task(x)
         self.check_targets(targets_of(x, y))
@@ -138,20 +141,37 @@ class Head(Task):
 
     # === Loss and metrics ===
 
+    def weigh(self, x, y, sample_weight, class_weight=None):
+        rows = x["token_ids"].shape[0]
+        check_weight_shape(sample_weight, (rows,), (rows, 1))
+        return super().weigh(x, y, sample_weight, class_weight)
+
+    def count(self, x, y, sample_weight):
+        """Returns what the loss of a batch is a mean over: the number of examples."""
+        return len(x["token_ids"] if isinstance(x, dict) else x)
+
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
-        examples = ops.shape(x["token_ids"])[0]
-        weights = ops.ones((examples,), "float32")
+        examples = ops.cast(ops.shape(x["token_ids"])[0], "float32")
+        weights = ops.ones((ops.shape(x["token_ids"])[0],), "float32")
         if sample_weight is not None:
             weights = weights * ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
-        weights = weights / ops.cast(examples, "float32")
+        # A mean over the rows of all replicas, if there are several.
+        weights = ops.divide_no_nan(weights, sum_over_replicas(examples))
         total = task_loss = ops.sum(ops.cast(self.task_loss(y, outputs), "float32") * weights)
         losses = [task_loss]
         if self.lm_loss_weight:
+            if hidden_states is None:
+                raise ValueError(
+                    "The language-model loss needs the hidden states, which the model's outputs do "
+                    "not have. Received: compute_loss(..., y_pred=...). Leave y_pred out, or make "
+                    "the model with lm_loss_weight=0."
+                )
             losses.append(self._lm_loss(x, hidden_states, weights, training))
             total = total + self.lm_loss_weight * losses[-1]
         total = total + self.regularization()
+        share = ops.divide_no_nan(sum_over_replicas(examples), examples)  # 1 without replicas
         for metric, loss in zip(self.own_metrics, [total, *losses], strict=False):
-            metric.update_state(ops.stop_gradient(loss), sample_weight=examples)
+            metric.update_state(ops.stop_gradient(loss * share), sample_weight=examples)
         for metric in self.own_metrics[self._num_losses :]:
             metric.update_state(y, ops.stop_gradient(outputs), sample_weight=sample_weight)
         return total

@@ -6,6 +6,7 @@ from keras import ops
 from kgpt.data import tasks
 from kgpt.models.class_labels import check_class_labels, class_loss
 from kgpt.models.head import Head, output_projection_layer
+from kgpt.models.sample_weights import read_class_weight, weigh_labels
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -61,8 +62,22 @@ class MultipleChoice(Head):
         self.output_projection = output_projection
         self.dropout = dropout
 
+    outputs_are_logits = True
+
     def task_loss(self, y, outputs):
         return class_loss(y, outputs)
+
+    def weigh(self, x, y, sample_weight, class_weight=None):
+        y, sample_weight, wrong = super().weigh(x, y, sample_weight)
+        if y is None:
+            return y, sample_weight, wrong
+        shape = x["token_ids"].shape
+        return weigh_labels(
+            y, sample_weight, shape[1] or ops.shape(x["token_ids"])[1], class_weight
+        )
+
+    def read_class_weight(self, class_weight):
+        return read_class_weight(class_weight)
 
     def check_task(self, batches):
         super().check_task(batches)
@@ -74,8 +89,8 @@ class MultipleChoice(Head):
                 f"both_orders={batches.both_orders}."
             )
 
-    def check_data(self, x, y=None):
-        super().check_data(x, y)
+    def check_data(self, x, y=None, sample_weight=None):
+        super().check_data(x, y, sample_weight)
         token_ids = x.get("token_ids") if isinstance(x, dict) else x
         shape = getattr(token_ids, "shape", None)
         if shape is not None and len(shape) == 3:

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.data import tasks
+from kgpt.models.checks import as_array
 from kgpt.models.head import Head, output_projection_layer
 
 
@@ -84,8 +85,11 @@ class TextRegressor(Head):
         return ops.mean(ops.square(y - ops.cast(outputs, "float32")), axis=-1)
 
     def check_targets(self, y):
-        if not isinstance(y, np.ndarray) or y.size == 0:
+        y = as_array(y)
+        if y is None:
             return
+        if y.dtype.kind not in "biuf":
+            raise ValueError(f"Targets must be numbers. Received: dtype {y.dtype}.")
         if y.shape[1:] not in {(self.num_outputs,), () if self.num_outputs == 1 else None}:
             raise ValueError(
                 f"Targets must have shape (examples, {self.num_outputs}). "

@@ -2,30 +2,39 @@
 
 import contextlib
 import contextvars
+import warnings
 
 import keras
-import numpy as np
 from keras import ops
 
 from kgpt import recipes
 from kgpt.data.batches import ResumableBatches
+from kgpt.data.updates import take_share
+from kgpt.kernels.platform import num_replicas
+from kgpt.models import fitting
+from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
 from kgpt.models.quantization import apply_quantization, quantization_config
 
-# A fit of unknown length has no end to decay towards: the rate stays at its peak.
-UNKNOWN_STEPS = 10**9
-
-# The task that is in a step with its own loss. Keras's steps pass to the loss what `call` returns
-# and nothing else, so that it must return the hidden states there, and only there.
-_in_own_step = contextvars.ContextVar("in_own_step", default=None)
+# The task that is in a step, and whether it trains. Keras's steps pass to the loss what `call`
+# returns and nothing else: with the own loss, `call` must return the hidden states there, and only
+# there.
+_step = contextvars.ContextVar("step", default=(None, False))
 
 
 @contextlib.contextmanager
-def _own_step(task):
-    token = _in_own_step.set(task)
+def _in_step(task, training):
+    token = _step.set((task, training))
     try:
         yield
     finally:
-        _in_own_step.reset(token)
+        _step.reset(token)
+
+
+class _Uncounted(keras.metrics.Sum):
+    """How many targets had weight 0 since they are neither tokens nor classes; in no logs."""
+
+    def result(self):
+        return {}
 
 
 class Task(keras.Model):
@@ -68,17 +77,21 @@ class Task(keras.Model):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.own_metrics = []
-        self._uses_own_loss = False
+        uncounted = _Uncounted(name="uncounted_targets")
+        self._uncounted = lambda: uncounted  # as an attribute it would be saved in files
+        self._class_weight = None
+        self._uses_own_loss = True
         self._optimizer_is_default = False
 
     # === Keras's entry points ===
 
     # `call` completes the inputs itself: Keras's own check would insist on the optional ones.
     input_spec = None
+    outputs_are_logits = False
 
     def call(self, inputs, training=None, mask=None):
-        inputs = self.standardize_inputs(inputs)
-        if _in_own_step.get() is self:
+        inputs = self.standardize_inputs(take_share(inputs)[0])
+        if self._in_own_step:
             # Keras's step on JAX calls this method and not the model: without an outer call, layers
             # must be told whether it is training.
             return self.states_and_outputs(inputs, training=training)
@@ -98,12 +111,15 @@ class Task(keras.Model):
         self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
         if self._optimizer_is_default:
             optimizer = self.default_optimizer()
+        if self.outputs_are_logits and loss is not None:
+            warn_of_probabilities(loss)
+        self._refuse_several_workers()
         self._uses_own_loss = loss is None
         self._compile_loss = self._compile_metrics = None  # of an earlier compile
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
 
     def default_optimizer(self):
-        return recipes.pretraining_optimizer(UNKNOWN_STEPS)
+        return recipes.pretraining_optimizer(fitting.UNKNOWN_STEPS)
 
     def default_schedule(self, steps, start):
         return recipes.WarmupCosine(recipes.PRETRAINING_RATE, steps, start=start)
@@ -118,90 +134,20 @@ class Task(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        validation_split=0.0,
-        validation_data=None,
-        *,
-        validation_steps=None,
-        **kwargs,
-    ):
-        """Trains as `keras.Model.fit` does; batches of `kgpt.data` go on from their position.
-
-        `validation_data` of `kgpt.data` is read from its beginning in each epoch and leaves no
-        trace, so that it may be the training data itself.
-        """
-        self.check_data(x, y)
-        if validation_data is not None:
-            val_x, *rest = keras.utils.unpack_x_y_sample_weight(validation_data)
-            self.check_data(val_x, rest[0])
-            validation_data = (_from_beginning(val_x, validation_steps), *rest)
-        self.backbone.revive_lora()
-        if self._optimizer_is_default:
-            # The learning rate of the last fit is part of the compiled step: compile a new one.
-            self.train_function = None
-            callbacks = [*_as_list(callbacks), _ScheduleOverFit()]
-        self.training_data = x
-        self.fit_began_at_step = None
-        try:
-            return super().fit(
-                x,
-                y,
-                batch_size,
-                epochs,
-                verbose,
-                callbacks,
-                validation_split,
-                validation_data,
-                validation_steps=validation_steps,
-                **kwargs,
-            )
-        finally:
-            self.training_data = None
-
-    def evaluate(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        verbose="auto",
-        sample_weight=None,
-        steps=None,
-        callbacks=None,
-        return_dict=False,
-        **kwargs,
-    ):
-        """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning."""
-        self.check_data(x, y)
-        x = _from_beginning(x, steps)
-        return super().evaluate(
-            x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
-        )
-
-    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """Predicts as `keras.Model.predict` does; batches of `kgpt.data` from their beginning.
-
-        The outputs of task batches are in the order of the texts; with `steps`, those of the first
-        `steps * batch_size` texts.
-        """
-        self.check_data(x)
-        x = _from_beginning(x, steps)
-        outputs = super().predict(x, batch_size, verbose, steps, callbacks)
-        if isinstance(x, ResumableBatches):
-            return keras.tree.map_structure(x.original_order, outputs)
-        return outputs
+    fit = fitting.fit
+    evaluate = fitting.evaluate
+    predict = fitting.predict
+    train_on_batch = fitting.train_on_batch
+    test_on_batch = fitting.test_on_batch
+    predict_on_batch = fitting.predict_on_batch
 
     def load_weights(self, *args, **kwargs):
         super().load_weights(*args, **kwargs)
         self.backbone.revive_lora()
 
-    def check_data(self, x, y=None):
+    # === Data ===
+
+    def check_data(self, x, y=None, sample_weight=None):
         """Raises ValueError for data that the model can't be run on, if it is known now.
 
         This is checked before anything runs, since on an accelerator a wrong id goes unnoticed.
@@ -210,57 +156,157 @@ class Task(keras.Model):
             x.check_vocabulary(self.backbone.vocabulary_size)
             self.backbone.embedding.check_length(x.longest_sequence)
             return
-        token_ids = x.get("token_ids") if isinstance(x, dict) else x
-        self.check_ids("token_ids", token_ids)
-        if isinstance(token_ids, np.ndarray) and token_ids.ndim > 1:
+        token_ids = as_array(x.get("token_ids") if isinstance(x, dict) else x)
+        check_ids("token_ids", token_ids, self.backbone.vocabulary_size)
+        if token_ids is not None and token_ids.ndim > 1:
             self.backbone.embedding.check_length(token_ids.shape[-1])
 
-    def check_ids(self, name, ids):
-        """Raises ValueError for an array of token ids that the vocabulary does not have."""
-        if not isinstance(ids, np.ndarray) or ids.size == 0:
-            return
-        least, most = ids.min(), ids.max()
-        if least < 0 or most >= self.backbone.vocabulary_size:
-            raise ValueError(
-                f"Each id in {name} must lie in [0, {self.backbone.vocabulary_size}), the "
-                f"backbone's vocabulary. Received: ids from {least} to {most}. Was the text "
-                "encoded with the tokenizer that the backbone was made for?"
-            )
+    def known_targets(self, x):
+        """Returns the targets that arrays of inputs have in them; ValueError if there are none."""
+        raise ValueError(
+            "sample_weight weighs labels or targets. Received: a sample_weight, but y=None."
+        )
+
+    def read_class_weight(self, class_weight):
+        """Returns the weight of each class as an array; ValueError for a model without classes."""
+        raise ValueError(
+            f"A {type(self).__name__} has no classes to weigh. Received: class_weight="
+            f"{class_weight!r:.60}. Try sample_weight, which weighs rows."
+        )
+
+    # === Steps ===
+
+    @property
+    def _in_own_step(self):
+        return self._uses_own_loss and _step.get()[0] is self
 
     def train_step(self, *args):
-        with _own_step(self if self._uses_own_loss else None):
+        with _in_step(self, training=True):
             return super().train_step(*args)
 
     def test_step(self, *args):
-        with _own_step(self if self._uses_own_loss else None):
+        with _in_step(self, training=False):
             return super().test_step(*args)
 
-    # === Loss and metrics ===
+    def weigh(self, x, y, sample_weight, class_weight=None):
+        """Returns targets and weights in which what can't be a target has weight 0.
+
+        Args:
+            x: inputs in the form of the functional graph.
+            y: the targets of the batch, or None.
+            sample_weight: its weights, or None.
+            class_weight: the weight of each class, or None.
+
+        Returns:
+            The targets, the weights, and how many targets are wrong.
+        """
+        return y, sample_weight, 0.0
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if _in_own_step.get() is not self:
+        """Returns the loss of a batch, for Keras's steps and for training loops of your own.
+
+        Without a compiled loss it is the model's own. Leave `y_pred` out and the model runs here,
+        without full logits. On JAX, where a loss is a function of the variables, call
+        `stateless_compute_loss(trainable_variables, non_trainable_variables, metrics_variables,
+        x=x, y=y)`, which returns the loss and the three new lists.
+
+        Args:
+            x: inputs as for the model.
+            y: targets as for `fit`, or None.
+            y_pred: optional, the model's outputs for `x`.
+            sample_weight: as for `fit`, or None.
+            training: bool. Whether dropout is used.
+
+        Returns:
+            A scalar.
+        """
+        x, share = take_share(x)
+        is_in_step = _step.get()[0] is self
+        x = self.standardize_inputs(x)
+        class_weight = self._class_weight if training and is_in_step else None
+        y, sample_weight, wrong = self.weigh(x, y, sample_weight, class_weight)
+        self._uncounted().update_state(wrong)
+        if not self._uses_own_loss:
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        hidden_states, outputs = y_pred
-        with _own_step(None):  # a loss that calls the model gets its outputs
-            x = self.standardize_inputs(x)
-            return self.own_loss(x, y, hidden_states, outputs, sample_weight, training)
+        with _in_step(None, False):  # a loss that calls the model gets its outputs
+            if not is_in_step:
+                runs = y_pred is None
+                y_pred = self.states_and_outputs(x, training) if runs else (None, y_pred)
+            loss = self.own_loss(x, y, *y_pred, sample_weight, training)
+        if share is None:
+            return loss
+        rows = ops.cast(ops.shape(share)[0], "float32")  # 0 on a replica without rows
+        return loss * ops.divide_no_nan(ops.sum(share), rows)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        if _in_own_step.get() is self:
+        x = self.standardize_inputs(take_share(x)[0])
+        _, training = _step.get()
+        class_weight = self._class_weight if training else None
+        y, sample_weight, _ = self.weigh(x, y, sample_weight, class_weight)
+        if self._in_own_step:
             _, y_pred = y_pred
+        if self._uses_own_loss and self._compile_metrics is not None:
+            y, y_pred = self.metric_targets(x, y, y_pred, sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def metric_targets(self, x, y, outputs, sample_weight):
+        """Returns targets and outputs for the metrics that are compiled beside the own loss."""
+        return y, outputs
 
     @property
     def metrics(self):
-        others = [m for m in super().metrics if all(m is not own for own in self.own_metrics)]
+        own = [*self.own_metrics, self._uncounted()]
+        others = [m for m in super().metrics if all(m is not other for other in own)]
         if not self._uses_own_loss:
-            return others
+            return [*others, self._uncounted()]
         # Keras's own tracker weighs batches by their rows: the first own metric is the exact one.
-        return [*self.own_metrics, *(m for m in others if m is not self._loss_tracker)]
+        others = [m for m in others if m is not self._loss_tracker]
+        return [*self.own_metrics, *others, self._uncounted()]
+
+    @property
+    def metrics_names(self):
+        return [metric.name for metric in self.metrics if metric is not self._uncounted()]
+
+    def _get_metrics_result_or_logs(self, logs):
+        # Keras calls this once at the end of an epoch or evaluation, before metrics are reset.
+        wrong = int(self._uncounted().total)
+        if wrong:
+            warnings.warn(
+                f"{wrong} targets were left out of the loss, since they are neither tokens of the "
+                "vocabulary nor classes of the model. Targets to leave out on purpose are -100 "
+                "or -1 for tokens, or have sample_weight 0.",
+                stacklevel=3,
+            )
+        return super()._get_metrics_result_or_logs(logs)
+
+    # === tf.distribute ===
+
+    def _refuse_several_workers(self):
+        name = type(getattr(self, "_distribute_strategy", None)).__name__
+        if name in ("MultiWorkerMirroredStrategy", "CollectiveAllReduceStrategy"):
+            raise ValueError(
+                "tf.distribute.MultiWorkerMirroredStrategy does not work with models of Keras 3: "
+                "its collective operations refuse Keras's variables. Received: a model made in "
+                "its scope. Try tf.distribute.MirroredStrategy on one machine, or the JAX backend "
+                "with keras.distribution on several."
+            )
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Of the TensorFlow backend. Keras takes a mean over replicas, which bools do not have.
+        strategy = self._distribute_strategy
+        if iterator is not None and strategy is not None:
+            data = next(next(batches for _, _, batches in iterator))
+            data_batch, iterator = (
+                keras.tree.map_structure(
+                    lambda value: strategy.experimental_local_results(value)[0], data
+                ),
+                None,
+            )
+        super()._maybe_symbolic_build(iterator, data_batch)
 
     def regularization(self):
-        """Returns the sum of the losses that layers have added."""
-        return sum((ops.sum(loss) for loss in self.losses), start=0.0)
+        """Returns the sum of the losses that layers have added, or a replica's part of it."""
+        return sum((ops.sum(loss) for loss in self.losses), start=0.0) / num_replicas()
 
     # === Export ===
 
@@ -292,27 +338,3 @@ class Task(keras.Model):
         model = cls(**config)
         apply_quantization(model, quantization)
         return model
-
-
-class _ScheduleOverFit(keras.callbacks.Callback):
-    """Lays the default optimizer's schedule over the fit that begins or is resumed."""
-
-    def on_train_begin(self, logs=None):
-        model = self.model
-        steps = self.params.get("steps")
-        steps = steps * self.params["epochs"] if steps else UNKNOWN_STEPS
-        start = model.fit_began_at_step
-        if start is None:
-            start = int(model.optimizer.iterations)
-        model.optimizer.learning_rate = model.default_schedule(steps, start)
-
-
-def _from_beginning(data, steps):
-    """Returns data for evaluation: what is read from it moves no position."""
-    return data.from_beginning(steps) if isinstance(data, ResumableBatches) else data
-
-
-def _as_list(callbacks):
-    if callbacks is None:
-        return []
-    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]

@@ -1,0 +1,199 @@
+"""`fit`, `evaluate` and `predict` of all models: Keras's, on data that has been checked."""
+
+import keras
+from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+
+from kgpt.data.batches import ResumableBatches
+from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
+from kgpt.data.updates import Updates, by_update
+from kgpt.models.checks import check_rate_callbacks, check_something_counts
+
+# A fit of unknown length has no end to decay towards: the rate stays at its peak.
+UNKNOWN_STEPS = 10**9
+
+
+def fit(
+    self,
+    x=None,
+    y=None,
+    batch_size=None,
+    epochs=1,
+    verbose="auto",
+    callbacks=None,
+    validation_split=0.0,
+    validation_data=None,
+    shuffle=None,
+    class_weight=None,
+    sample_weight=None,
+    *,
+    validation_steps=None,
+    validation_batch_size=None,
+    **kwargs,
+):
+    """Trains as `keras.Model.fit` does; batches of `kgpt.data` go on from their position.
+
+    `validation_data` of `kgpt.data` is read from its beginning in each epoch and leaves no
+    trace, so that it may be the training data itself. `shuffle=None` is True for arrays and
+    PyDatasets. `class_weight` counts with every source, and beside `sample_weight` as a factor;
+    its keys are numbers or names of classes. What has no effect beside `x` is refused.
+    """
+    has_order = kind_of(x) not in (None, "a PyDataset")
+    split = validation_split or None
+    given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
+    given["shuffle"] = shuffle if has_order else None
+    refuse_beside_batches(x, **given, validation_split=split)
+    callbacks = _prepare_fit(self, class_weight, callbacks)
+    self.training_data = x
+    shuffle = not has_order and shuffle is not False
+    if split and validation_data is None:
+        (x, y, sample_weight), validation_data = train_validation_split(
+            (x, y, sample_weight), split
+        )
+    training, validation = _source(self, x, y, sample_weight, shuffle), None
+    if validation_data is not None:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
+        given = {"y": y, "sample_weight": sample_weight}
+        refuse_beside_batches(x, **given, validation_batch_size=validation_batch_size)
+        validation = _source(self, _from_beginning(x, validation_steps), y, sample_weight)
+        validation_data = validation.data
+    options = {"validation_data": validation_data, "validation_steps": validation_steps}
+    options["validation_batch_size"] = validation_batch_size
+    steps = kwargs.get("steps_per_epoch")
+    data = by_update(training.data, _updates(self), batch_size, steps, shuffle)
+    try:
+        with errors_of(training, validation), data as (x, y, sample_weight):
+            options.update(shuffle=shuffle, sample_weight=sample_weight)
+            return keras.Model.fit(
+                self, x, y, batch_size, epochs, verbose, callbacks, **options, **kwargs
+            )
+    finally:
+        self.training_data = None
+
+
+def evaluate(
+    self,
+    x=None,
+    y=None,
+    batch_size=None,
+    verbose="auto",
+    sample_weight=None,
+    steps=None,
+    callbacks=None,
+    return_dict=False,
+    **kwargs,
+):
+    """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning."""
+    source = None
+    if not kwargs.get("_use_cached_eval_dataset"):  # as in the validation of a fit
+        given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
+        refuse_beside_batches(x, **given)
+        source = _source(self, _from_beginning(x, steps), y, sample_weight)
+        x, y, sample_weight = source.data
+    with errors_of(source):
+        return keras.Model.evaluate(
+            self, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
+        )
+
+
+def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+    """Predicts as `keras.Model.predict` does; batches of `kgpt.data` from their beginning.
+
+    The outputs of task batches are in the order of the texts; with `steps`, those of the first
+    `steps * batch_size` texts.
+    """
+    refuse_beside_batches(x, batch_size=batch_size)
+    x = _from_beginning(x, steps)
+    self.check_data(x)
+    source = CheckedSource(
+        x, None, None, lambda x, *_: self.check_data(x), self.backbone.vocabulary_size
+    )
+    with errors_of(source):
+        outputs = keras.Model.predict(self, source.data[0], batch_size, verbose, steps, callbacks)
+    if isinstance(x, ResumableBatches):
+        return keras.tree.map_structure(x.original_order, outputs)
+    return outputs
+
+
+def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+    """Trains as `keras.Model.train_on_batch` does, with `class_weight` as in `fit`."""
+    self.check_data(x, y, sample_weight)
+    check_something_counts(x, sample_weight)
+    _set_class_weight(self, class_weight)
+    return keras.Model.train_on_batch(self, x, y, sample_weight, return_dict=return_dict)
+
+
+def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):  # noqa: PT028
+    """Evaluates as `keras.Model.test_on_batch` does."""
+    self.check_data(x, y, sample_weight)
+    return keras.Model.test_on_batch(self, x, y, sample_weight, return_dict=return_dict)
+
+
+def predict_on_batch(self, x):
+    """Predicts as `keras.Model.predict_on_batch` does."""
+    self.check_data(x)
+    return keras.Model.predict_on_batch(self, x)
+
+
+def _source(task, x, y, sample_weight, shuffle=False):
+    task.check_data(x, y, sample_weight)
+    if kind_of(x) is None:
+        check_something_counts(x, sample_weight)
+        if y is None and sample_weight is not None:
+            y = task.known_targets(x)
+    vocabulary_size = task.backbone.vocabulary_size
+    return CheckedSource(x, y, sample_weight, task.check_data, vocabulary_size, shuffle)
+
+
+def _updates(task):
+    """Returns how batches are grouped into updates; None if each of them is one."""
+    optimizer = getattr(task.optimizer, "inner_optimizer", task.optimizer)
+    # `iterations` counts updates; batches are counted by its private form alone.
+    size = getattr(optimizer, "gradient_accumulation_steps", None) or 1
+    if size == 1 or not task._uses_own_loss:
+        return None
+    return Updates(size, lambda: int(optimizer._iterations) % size, task.count)
+
+
+def _set_class_weight(task, class_weight):
+    table = None if class_weight is None else task.read_class_weight(class_weight).tolist()
+    if table != task._class_weight:
+        task.train_function = None  # it is part of the compiled step
+    task._class_weight = table
+
+
+def _prepare_fit(task, class_weight, callbacks):
+    """Returns the callbacks of a fit, after what it needs of the model."""
+    _set_class_weight(task, class_weight)
+    task.backbone.revive_lora()
+    task.fit_began_at_step = None
+    callbacks = _as_list(callbacks)
+    if task._optimizer_is_default:
+        check_rate_callbacks(callbacks)
+        # The learning rate of the last fit is part of the compiled step: compile a new one.
+        task.train_function = None
+        callbacks = [*callbacks, _ScheduleOverFit()]
+    return callbacks
+
+
+class _ScheduleOverFit(keras.callbacks.Callback):
+    """Lays the default optimizer's schedule over the fit that begins or is resumed."""
+
+    def on_train_begin(self, logs=None):
+        model = self.model
+        steps = self.params.get("steps")
+        steps = steps * self.params["epochs"] if steps else UNKNOWN_STEPS
+        start = model.fit_began_at_step
+        if start is None:
+            start = int(model.optimizer.iterations)
+        model.optimizer.learning_rate = model.default_schedule(steps, start)
+
+
+def _from_beginning(data, steps):
+    """Returns data for evaluation: what is read from it moves no position."""
+    return data.from_beginning(steps) if isinstance(data, ResumableBatches) else data
+
+
+def _as_list(callbacks):
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]

@@ -1,0 +1,103 @@
+"""What of a head's batch counts, and how much: labels to leave out, weights of rows and classes.
+
+`weigh_labels` runs inside the step, on batches of every source alike.
+"""
+
+import numbers
+
+import numpy as np
+from keras import ops
+
+
+def weigh_labels(y, sample_weight, num_classes, class_weight=None):
+    """Returns labels and weights in which a label outside the classes has weight 0.
+
+    Args:
+        y: tensor of labels `(batch,)` or `(batch, 1)`; one-hot rows are only weighed by class.
+        sample_weight: optional tensor `(batch,)` or `(batch, 1)`.
+        num_classes: int, or int scalar.
+        class_weight: optional float array: the weight of each class; 1 for those after its end.
+
+    Returns:
+        The labels, the weights `(batch,)` or None, and how many labels are no classes.
+    """
+    y = ops.convert_to_tensor(y)
+    is_one_hot = len(y.shape) > 1 and y.shape[-1] != 1
+    classes = ops.argmax(y, axis=-1) if is_one_hot else ops.reshape(ops.cast(y, "int32"), (-1,))
+    wrong = 0.0
+    if sample_weight is not None:
+        sample_weight = ops.cast(sample_weight, "float32")
+    if not is_one_hot:
+        is_class = ops.logical_and(classes >= 0, classes < num_classes)
+        y = classes = ops.where(is_class, classes, 0)
+        counts = ops.cast(is_class, "float32")
+        wrong = ops.sum(1.0 - counts)
+        sample_weight = counts if sample_weight is None else _of_rows(sample_weight) * counts
+    if class_weight is not None:
+        table = ops.convert_to_tensor(np.append(class_weight, 1.0).astype("float32"))
+        weights = ops.take(table, ops.minimum(classes, len(class_weight)), axis=0)
+        sample_weight = weights if sample_weight is None else _of_rows(sample_weight) * weights
+    return y, sample_weight, wrong
+
+
+def _of_rows(sample_weight):
+    return sample_weight[:, 0] if len(sample_weight.shape) == 2 else sample_weight
+
+
+def check_weight_shape(sample_weight, *shapes):
+    """Raises ValueError for weights of another shape; None in a shape fits any number.
+
+    Args:
+        sample_weight: tensor or array, or None.
+        *shapes: tuples that are allowed.
+    """
+    shape = None if sample_weight is None else tuple(sample_weight.shape)
+    for allowed in shapes:
+        if shape is None or len(shape) != len(allowed):
+            continue
+        if all(None in (a, b) or a == b for a, b in zip(shape, allowed, strict=True)):
+            return
+    if shape is not None:
+        expected = " or ".join(map(str, shapes)).replace("None", "batch", 1)
+        raise ValueError(
+            f"sample_weight must have one number for each row or position: shape {expected}. "
+            f"Received: shape {shape}."
+        )
+
+
+def read_class_weight(class_weight, num_classes=None, class_names=None):
+    """Returns the weight of each class as a float array.
+
+    Args:
+        class_weight: dict from the number of a class, or its name, to its weight; None for none.
+        num_classes: optional int.
+        class_names: optional list of str.
+
+    Raises:
+        ValueError: for a class that is not there, and for a weight that is no number of at least 0.
+    """
+    if not isinstance(class_weight, dict) or not class_weight:
+        raise ValueError(
+            "class_weight must be a dict from a class to its weight, such as {0: 3.0, 1: 1.0}. "
+            f"Received: class_weight={class_weight!r}."
+        )
+    numbers_of = {name: number for number, name in enumerate(class_names or ())}
+    classes = [numbers_of.get(key, key) for key in class_weight]
+    most = np.inf if num_classes is None else num_classes
+    for key, number in zip(class_weight, classes, strict=True):
+        is_int = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+        if not is_int or not 0 <= number < most:
+            known = "ints from 0" if num_classes is None else f"ints in [0, {num_classes})"
+            raise ValueError(
+                f"The keys of class_weight must be classes: {known}"
+                f"{f' or one of {class_names}' if class_names else ''}. Received: {key!r}."
+            )
+        weight = class_weight[key]
+        if not isinstance(weight, numbers.Real) or not 0 <= weight < np.inf:
+            raise ValueError(
+                "The weights in class_weight must be finite numbers of at least 0. "
+                f"Received: {weight!r} for {key!r}."
+            )
+    table = np.ones(max(classes) + 1, "float32")
+    table[classes] = list(class_weight.values())
+    return table

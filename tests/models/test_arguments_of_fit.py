@@ -1,0 +1,193 @@
+"""Arguments of `fit`, `evaluate` and `predict`: each acts, whatever the data are, or is refused."""
+
+import keras
+import numpy as np
+import pytest
+from labelled import TOKENIZER
+from sources import SOURCES, generator
+
+import kgpt
+
+TEXTS = ["ab", "cd", "efg", "h", "ijk", "lm"]
+LABELS = [0, 1, 0, 1, 1, 0]
+LENGTH = 8
+
+
+def make_classifier(**options):
+    keras.utils.set_random_seed(0)
+    backbone = kgpt.GPTBackbone(TOKENIZER.vocabulary_size, 1, 1, 4, 4, 0.0, LENGTH)
+    model = kgpt.TextClassifier(backbone, 2, dropout=0.0, **options)
+    model.compile(keras.optimizers.SGD(0.0))
+    return model
+
+
+def make_data(batch_size=2, **options):
+    return kgpt.data.classification(TEXTS, LABELS, TOKENIZER, LENGTH, batch_size, **options)
+
+
+def make_arrays():
+    """All rows as one batch of arrays, int32 labels among them."""
+    [(x, y)] = make_data(batch_size=len(TEXTS), seed=None)
+    return x, y
+
+
+def loss_of(model, *data, **options):
+    return model.fit(*data, verbose=0, **options).history["loss"][0]
+
+
+class TestClassWeight:
+    CLASS_WEIGHT = {0: 10.0, 1: 0.5}
+
+    def expected(self):
+        """The loss of weighted rows, by hand: each row's loss times the weight of its class."""
+        model, (x, y) = make_classifier(), make_arrays()
+        weights = np.array([self.CLASS_WEIGHT[label] for label in y], "float32")
+        return model.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)["loss"]
+
+    def test_it_counts_with_arrays(self):
+        loss = loss_of(make_classifier(), *make_arrays(), class_weight=self.CLASS_WEIGHT)
+
+        np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
+
+    def test_it_counts_with_batches_of_kgpt_data(self):
+        loss = loss_of(make_classifier(), make_data(), class_weight=self.CLASS_WEIGHT)
+
+        np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
+
+    @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+    def test_it_counts_with_every_source(self, source):
+        loss = loss_of(make_classifier(), source(*make_arrays()), class_weight=self.CLASS_WEIGHT)
+
+        np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
+
+    def test_it_is_a_factor_beside_weights_of_rows(self):
+        rows = np.linspace(0.5, 2, len(TEXTS)).tolist()
+        model, (x, y) = make_classifier(), make_arrays()
+        [(_, _, ordered)] = make_data(len(TEXTS), seed=None, sample_weight=rows)
+        weights = ordered * np.array([self.CLASS_WEIGHT[label] for label in y], "float32")
+        expected = model.evaluate(x, y, sample_weight=weights, verbose=0)[0]
+
+        data = make_data(sample_weight=rows)
+        loss = loss_of(make_classifier(), data, class_weight=self.CLASS_WEIGHT)
+
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+    def test_it_does_not_count_in_validation_nor_in_the_next_fit(self):
+        model, arrays = make_classifier(), make_arrays()
+        plain = model.evaluate(*arrays, verbose=0)[0]
+
+        history = model.fit(
+            *arrays, class_weight=self.CLASS_WEIGHT, validation_data=arrays, verbose=0
+        ).history
+        second = loss_of(model, *arrays)
+
+        assert history["loss"][0] > 2 * plain
+        np.testing.assert_allclose([history["val_loss"][0], second], [plain, plain], rtol=1e-5)
+
+    def test_it_counts_with_a_loss_of_keras(self):
+        model, (x, y) = make_classifier(), make_arrays()
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        weights = np.array([self.CLASS_WEIGHT[label] for label in y], "float32")
+        expected = model.evaluate(x, y, sample_weight=weights, verbose=0)
+
+        loss = loss_of(model, make_data(batch_size=6), class_weight=self.CLASS_WEIGHT)
+
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+    def test_it_counts_in_train_on_batch(self):
+        loss = make_classifier().train_on_batch(*make_arrays(), class_weight=self.CLASS_WEIGHT)[0]
+
+        np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
+
+    def test_names_of_classes_are_keys_too(self):
+        model = make_classifier(class_names=["low", "high"])
+
+        loss = loss_of(model, *make_arrays(), class_weight={"high": 0.5, "low": 10.0})
+
+        np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
+
+    def test_it_counts_for_multiple_choice(self):
+        model = kgpt.MultipleChoice(make_classifier().backbone, dropout=0.0)
+        model.compile(keras.optimizers.SGD(0.0))
+        choices = [["a", "b"]] * len(TEXTS)
+        data = kgpt.data.multiple_choice(TEXTS, choices, LABELS, TOKENIZER, LENGTH, 6, seed=None)
+        [(x, y)] = data
+        weights = np.where(y == 0, 10.0, 0.5).astype("float32")
+        expected = model.evaluate(x, y, sample_weight=weights, verbose=0)[0]
+
+        loss = loss_of(model, data, class_weight=self.CLASS_WEIGHT)
+
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("class_weight", "words"),
+        [
+            ({2: 1.0}, "Received: 2"),
+            ({"low": 1.0}, "Received: 'low'"),
+            ({0: -1.0}, "Received: -1.0 for 0"),
+            ({0: float("nan")}, "Received: nan for 0"),
+            ([1.0, 2.0], "must be a dict"),
+            ({}, "must be a dict"),
+        ],
+        ids=["class", "name", "negative", "nan", "list", "empty"],
+    )
+    def test_what_can_not_be_a_weight_of_a_class_is_refused(self, class_weight, words):
+        with pytest.raises(ValueError, match=words):
+            make_classifier().fit(make_data(), class_weight=class_weight, verbose=0)
+
+    def test_models_without_classes_refuse_it(self):
+        backbone = make_classifier().backbone
+        ids = np.ones((2, 4), "int32")
+        for model in (kgpt.CausalLM(backbone), kgpt.TextRegressor(backbone)):
+            model.compile()
+            with pytest.raises(ValueError, match="has no classes to weigh"):
+                model.fit(ids, ids, class_weight={0: 2.0}, verbose=0)
+
+
+class TestBesideBatches:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"y": np.array(LABELS)},
+            {"sample_weight": np.ones(6)},
+            {"batch_size": 3},
+            {"validation_split": 0.5},
+            {"shuffle": False},
+        ],
+        ids=str,
+    )
+    def test_what_has_no_effect_is_refused_in_fit(self, arguments):
+        [name] = arguments
+        for data in (make_data(), generator(*make_arrays())):
+            with pytest.raises(ValueError, match=f"{name} has no effect beside"):
+                make_classifier().fit(data, **arguments, verbose=0)
+
+    @pytest.mark.parametrize("name", ["y", "sample_weight", "batch_size"])
+    def test_what_has_no_effect_is_refused_in_evaluate(self, name):
+        with pytest.raises(ValueError, match=f"{name} has no effect beside"):
+            make_classifier().evaluate(make_data(), **{name: 3}, verbose=0)
+
+    def test_what_has_no_effect_is_refused_in_predict_and_validation(self):
+        model = make_classifier()
+        with pytest.raises(ValueError, match="batch_size has no effect beside"):
+            model.predict(make_data(), batch_size=3)
+        with pytest.raises(ValueError, match="validation_batch_size has no effect beside"):
+            model.fit(*make_arrays(), validation_data=make_data(), validation_batch_size=3)
+        with pytest.raises(ValueError, match="y has no effect beside"):
+            model.fit(*make_arrays(), validation_data=(make_data(), np.array(LABELS)))
+
+    def test_a_misspelt_argument_is_refused(self):
+        with pytest.raises(TypeError, match="validation_step"):
+            make_classifier().fit(make_data(), validation_step=2)
+
+    def test_arrays_take_them_all(self):
+        history = make_classifier().fit(
+            *make_arrays(),
+            batch_size=3,
+            validation_split=0.5,
+            shuffle=False,
+            sample_weight=np.ones(6),
+            verbose=0,
+        )
+
+        assert {"loss", "val_loss"} <= set(history.history)

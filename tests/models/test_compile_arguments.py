@@ -1,0 +1,102 @@
+"""What models are compiled with: metrics without targets, losses of Keras, rates of callbacks."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from oracles import randomize
+
+import kgpt
+
+VOCABULARY, LENGTH = 11, 6
+IDS = np.random.default_rng(0).integers(0, VOCABULARY, (4, LENGTH)).astype("int32")
+MASK = np.arange(LENGTH) < np.array([[6], [4], [3], [2]])
+
+
+def make_lm():
+    keras.utils.set_random_seed(0)
+    return kgpt.CausalLM(randomize(kgpt.GPTBackbone(VOCABULARY, 1, 1, 4, 4, 0.0, LENGTH)))
+
+
+class TestMetricsWithoutTargets:
+    def make_lm(self, **arguments):
+        lm = make_lm()
+        lm.compile(keras.optimizers.SGD(0.0), **arguments)
+        return lm
+
+    def metric(self):
+        return keras.metrics.SparseCategoricalAccuracy(name="hits")
+
+    @pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
+    @pytest.mark.parametrize("x", [IDS, {"token_ids": IDS, "padding_mask": MASK}], ids=["", "mask"])
+    def test_they_are_those_of_the_next_tokens_that_count(self, kind, x):
+        lm = self.make_lm(**{kind: [self.metric()]})
+        logits = keras.ops.convert_to_numpy(lm(x))[:, :-1]
+        counts = MASK[:, 1:] if isinstance(x, dict) else np.ones((4, LENGTH - 1))
+        expected = ((logits.argmax(-1) == IDS[:, 1:]) * counts).sum() / counts.sum()
+
+        evaluated = lm.evaluate(x, batch_size=3, verbose=0, return_dict=True)
+        trained = lm.fit(x, batch_size=3, verbose=0).history
+
+        np.testing.assert_allclose(evaluated["hits"], expected, rtol=1e-6)
+        np.testing.assert_allclose(trained["hits"], [expected], rtol=1e-6)
+        np.testing.assert_allclose(evaluated["accuracy"], expected, rtol=1e-6)
+
+    def test_targets_that_are_left_out_do_not_count_in_them(self):
+        lm = self.make_lm(metrics=[self.metric()])
+        y = np.roll(IDS, -1, axis=1)
+        y[:, -2:] = -100
+        logits = keras.ops.convert_to_numpy(lm(IDS))
+
+        figures = lm.evaluate(IDS, y, verbose=0, return_dict=True)
+
+        expected = (logits.argmax(-1) == y)[:, :-2].mean()
+        np.testing.assert_allclose(figures["hits"], expected, rtol=1e-6)
+
+
+class TestLossesOfProbabilities:
+    LOSSES = (
+        "sparse_categorical_crossentropy",
+        keras.losses.SparseCategoricalCrossentropy(),
+        keras.losses.sparse_categorical_crossentropy,
+        "categorical_crossentropy",
+    )
+
+    @pytest.mark.parametrize("loss", LOSSES, ids=["name", "object", "function", "one-hot"])
+    def test_a_loss_that_takes_logits_for_probabilities_is_warned_of(self, loss):
+        classifier = kgpt.TextClassifier(make_lm().backbone, 2)
+        for model in (make_lm(), classifier):
+            with pytest.warns(UserWarning, match=r"CategoricalCrossentropy\(from_logits=True\)"):
+                model.compile("sgd", loss)
+
+    def test_other_losses_pass(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make_lm().compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            kgpt.TextRegressor(make_lm().backbone).compile("sgd", "mse")
+            make_lm().compile("sgd", lambda y, logits: keras.ops.mean(logits))
+
+
+class TestCallbacksThatSetTheRate:
+    CALLBACKS = (
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.1),
+        keras.callbacks.ReduceLROnPlateau(),
+    )
+
+    @pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: type(callback).__name__)
+    def test_the_default_optimizer_says_which_one_to_pass(self, callback):
+        lm = make_lm()
+        lm.compile()
+
+        with pytest.raises(ValueError, match=r"kgpt.recipes.AdamW\(2.5e-4"):
+            lm.fit(IDS, callbacks=[callback], verbose=0)
+
+    def test_the_optimizer_that_is_named_works_with_them(self):
+        lm = make_lm()
+        optimizer = kgpt.recipes.AdamW(2.5e-4, weight_decay=0.01, global_clipnorm=1.0)
+        lm.compile(optimizer=optimizer)
+
+        lm.fit(IDS, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)], verbose=0)
+
+        np.testing.assert_allclose(float(lm.optimizer.learning_rate), 0.1, rtol=1e-6)

@@ -1,0 +1,258 @@
+"""What of a batch counts, for every source: weights of rows and positions, targets left out."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from sources import SOURCES
+
+import kgpt
+
+VOCABULARY, ROWS, LENGTH = 11, 4, 6
+HOST_SOURCES = {name: SOURCES[name] for name in ("generator", "PyDataset", "DataLoader", "grain")}
+
+
+def make_lm():
+    keras.utils.set_random_seed(0)
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 1, 1, 4, 4, 0.0, LENGTH))
+    generator = np.random.default_rng(0)
+    for weight in lm.weights:
+        weight.assign(generator.normal(size=weight.shape))
+    lm.compile(keras.optimizers.SGD(0.0))
+    return lm
+
+
+def make_classifier(lm_loss_weight=0.5):
+    model = kgpt.TextClassifier(
+        make_lm().backbone, 3, dropout=0.0, lm_loss_weight=lm_loss_weight
+    )
+    model.compile(keras.optimizers.SGD(0.0))
+    return model
+
+
+IDS = np.random.default_rng(1).integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype("int32")
+X, Y = IDS[:, :-1], IDS[:, 1:]
+LABELS = np.array([0, 1, 2, 0], "int32")
+
+
+def token_losses(lm, x, y):
+    """The loss of each position, from all logits, in numpy."""
+    logits = keras.ops.convert_to_numpy(lm(x)).astype("float64")
+    log_sums = np.log(np.exp(logits).sum(axis=-1))
+    return log_sums - np.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+
+
+def mean(values, weights):
+    weights = np.broadcast_to(weights, values.shape)
+    return (values * weights).sum() / weights.sum()
+
+
+class TestWeightsOfRowsAndPositions:
+    ROW_WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0], "float32")
+
+    @pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 1), (ROWS, LENGTH)])
+    def test_without_targets_weights_count_as_with_them(self, shape):
+        lm = make_lm()
+        weights = np.random.default_rng(2).uniform(size=shape).astype("float32")
+        by_position = np.broadcast_to(weights.reshape(ROWS, -1), (ROWS, LENGTH))
+        expected = mean(token_losses(lm, X, Y)[:, :-1], by_position[:, :-1])
+
+        evaluated = lm.evaluate(X, sample_weight=weights, verbose=0)[0]
+        trained = lm.fit(X, sample_weight=weights, verbose=0).history["loss"][0]
+        on_batch = lm.train_on_batch(X, sample_weight=weights)[0]
+
+        np.testing.assert_allclose([evaluated, trained, on_batch], [expected] * 3, rtol=1e-5)
+
+    def test_weights_of_rows_leave_padding_out(self):
+        lm = make_lm()
+        mask = np.arange(LENGTH) < np.array([[6], [4], [3], [2]])
+        counts = mask[:, 1:] * self.ROW_WEIGHTS[:, None]
+        expected = mean(token_losses(lm, X, Y)[:, :-1], counts)
+
+        x = {"token_ids": X, "padding_mask": mask}
+        with_targets = lm.evaluate(x, Y, sample_weight=self.ROW_WEIGHTS, verbose=0)[0]
+        without = lm.evaluate(x, sample_weight=self.ROW_WEIGHTS, verbose=0)[0]
+
+        assert mask[0, -1]  # its last position counts where its next token is given
+        last = token_losses(lm, X, Y)[:1, -1:]
+        total = (expected * counts.sum() + last.sum() * 0.5) / (counts.sum() + 0.5)
+        np.testing.assert_allclose([with_targets, without], [total, expected], rtol=1e-5)
+
+    def test_a_heads_language_model_loss_weighs_rows(self):
+        model = make_classifier()
+        lm = make_lm()
+        per_row = token_losses(lm, X, Y)[:, :-1].mean(axis=1)
+
+        figures = model.evaluate(
+            X, LABELS, sample_weight=self.ROW_WEIGHTS, verbose=0, return_dict=True
+        )
+
+        expected = (per_row * self.ROW_WEIGHTS).mean()
+        np.testing.assert_allclose(figures["lm_loss"], expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("shape", [(ROWS, LENGTH - 1), (ROWS, LENGTH, 2)])
+    def test_weights_of_another_shape_are_refused(self, shape):
+        with pytest.raises(ValueError, match="sample_weight must have one number for each row"):
+            make_lm().evaluate(X, Y, sample_weight=np.ones(shape, "float32"), verbose=0)
+
+    def test_a_head_refuses_weights_of_positions(self):
+        with pytest.raises(ValueError, match="sample_weight must have one number for each row"):
+            make_classifier().evaluate(
+                X, LABELS, sample_weight=np.ones((ROWS, LENGTH), "float32"), verbose=0
+            )
+
+    def test_a_head_refuses_weights_without_labels(self):
+        with pytest.raises(ValueError, match="weighs labels or targets"):
+            make_classifier().evaluate(X, sample_weight=self.ROW_WEIGHTS, verbose=0)
+
+
+class TestTargetsOfTokens:
+    @pytest.fixture(params=[-100, -1])
+    def ignored(self, request):
+        y = Y.copy()
+        y[0, :3] = y[2, 4:] = request.param
+        return y
+
+    def expected(self, y):
+        return mean(token_losses(make_lm(), X, np.maximum(y, 0)), y >= 0)
+
+    def test_the_marks_of_other_libraries_are_not_counted(self, ignored):
+        lm = make_lm()
+
+        losses = [
+            lm.evaluate(X, ignored, verbose=0)[0],
+            lm.fit(X, ignored, verbose=0).history["loss"][0],
+            lm.train_on_batch(X, ignored)[0],
+            lm.test_on_batch(X, ignored)[0],
+        ]
+
+        np.testing.assert_allclose(losses, [self.expected(ignored)] * 4, rtol=1e-5)
+
+    @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+    def test_no_source_counts_them(self, source, ignored):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*left out of the loss")
+            loss = make_lm().fit(source(X, ignored), verbose=0).history["loss"][0]
+
+        np.testing.assert_allclose(loss, self.expected(ignored), rtol=1e-5)
+
+    def test_a_loss_of_keras_does_not_count_them(self, ignored):
+        lm = make_lm()
+        lm.compile(
+            "sgd",
+            keras.losses.SparseCategoricalCrossentropy(True, reduction="mean_with_sample_weight"),
+        )
+
+        loss = lm.evaluate(X, ignored, verbose=0)
+
+        np.testing.assert_allclose(loss, self.expected(ignored), rtol=1e-5)
+
+    @pytest.mark.parametrize("wrong", [VOCABULARY, 300, -2])
+    @pytest.mark.parametrize("source", HOST_SOURCES.values(), ids=HOST_SOURCES)
+    def test_batches_that_pass_the_host_refuse_targets_that_are_no_tokens(self, source, wrong):
+        y = Y.copy()
+        y[3, 1] = wrong
+
+        with pytest.raises(ValueError, match=r"Each id in next tokens \(y\) must lie in \[0, 11\)"):
+            make_lm().fit(source(X, y), verbose=0)
+
+    def test_arrays_refuse_targets_that_are_no_tokens(self):
+        lm = make_lm()
+        y = np.full_like(Y, 300)
+        for call in (lm.fit, lm.evaluate, lm.train_on_batch, lm.test_on_batch):
+            with pytest.raises(ValueError, match="Each id in next tokens"):
+                call(X, y)
+
+    def test_in_tf_data_they_have_weight_0_and_a_warning_counts_them(self):
+        y = Y.copy()
+        y[3, 1], y[0, 0], y[1, 1] = 300, -7, -1
+
+        with pytest.warns(UserWarning, match="2 targets were left out of the loss"):
+            loss = make_lm().fit(SOURCES["tf.data"](X, y), verbose=0).history["loss"][0]
+
+        counts = (y >= 0) & (y < VOCABULARY)
+        expected = mean(token_losses(make_lm(), X, np.where(counts, y, 0)), counts)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+    def test_ids_outside_the_vocabulary_are_refused_from_every_source(self, source):
+        x = X.copy()
+        x[2, 2] = 300
+        lm = make_lm()
+
+        for call in (lm.fit, lm.evaluate):
+            with pytest.raises(ValueError, match=r"Each id in token_ids must lie in \[0, 11\)"):
+                call(source(x, Y), verbose=0)
+
+    def test_on_batch_methods_refuse_ids_outside_the_vocabulary(self):
+        lm = make_lm()
+        for call in (lm.train_on_batch, lm.test_on_batch, lm.predict_on_batch):
+            with pytest.raises(ValueError, match="Each id in token_ids"):
+                call(X + 300)
+
+
+class TestLabelsOfClasses:
+    @pytest.mark.parametrize("wrong", [-1, 3, -100])
+    @pytest.mark.parametrize("source", HOST_SOURCES.values(), ids=HOST_SOURCES)
+    def test_labels_outside_the_classes_are_refused(self, source, wrong):
+        labels = np.array([0, 1, wrong, 0], "int32")
+
+        with pytest.raises(ValueError, match=f"must be ints in .0, 3.*Received: .*{wrong}"):
+            make_classifier().fit(source(X, labels), verbose=0)
+
+    def test_in_tf_data_they_have_weight_0_and_a_warning_counts_them(self):
+        labels = np.array([0, -1, 2, 5], "int32")
+        expected = make_classifier().evaluate(
+            X, np.maximum(labels, 0) % 3, sample_weight=np.array([1, 0, 1, 0.0]), verbose=0
+        )[0]
+
+        with pytest.warns(UserWarning, match="2 targets were left out of the loss"):
+            loss = make_classifier().fit(SOURCES["tf.data"](X, labels), verbose=0).history["loss"]
+
+        np.testing.assert_allclose(loss, [expected], rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        "labels",
+        [np.array([0.5, 1, 0, 1]), np.array(["a", "b", "a", "b"]), np.eye(3)[LABELS]],
+        ids=["halves", "names", "one-hot"],
+    )
+    def test_labels_of_another_type_are_refused(self, labels):
+        for call in (make_classifier().fit, make_classifier().train_on_batch):
+            with pytest.raises(ValueError, match="Labels for this TextClassifier"):
+                call(X, labels)
+
+    def test_targets_of_another_type_are_refused(self):
+        model = kgpt.TextRegressor(make_lm().backbone)
+        model.compile()
+        for targets, words in [(np.array(list("abcd")), "numbers"), (Y + 0.0, "shape")]:
+            with pytest.raises(ValueError, match=words):
+                model.fit(X, targets)
+
+
+class TestNothingToCount:
+    def test_empty_arrays_are_refused(self):
+        for call in (make_lm().fit, make_lm().evaluate, make_lm().predict):
+            with pytest.raises(ValueError, match="at least one row"):
+                call(X[:0])
+
+    def test_a_mask_that_leaves_nothing_is_refused(self):
+        x = {"token_ids": X, "padding_mask": np.zeros_like(X)}
+        lm = make_lm()
+        for call in (lm.fit, lm.evaluate, lm.train_on_batch):
+            with pytest.raises(ValueError, match="padding_mask must leave something to count"):
+                call(x)
+
+    def test_weights_that_leave_nothing_are_refused(self):
+        with pytest.raises(ValueError, match="sample_weight must leave something to count"):
+            make_lm().fit(X, Y, sample_weight=np.zeros(ROWS))
+
+    def test_weights_that_are_not_finite_are_refused(self):
+        with pytest.raises(ValueError, match="sample_weight must be finite"):
+            make_lm().fit(X, Y, sample_weight=np.full(ROWS, np.nan))
+
+    def test_ids_that_are_no_ints_are_refused(self):
+        lm = make_lm()
+        for call in (lm.fit, lm.evaluate, lm.predict, lm.train_on_batch, lm.predict_on_batch):
+            with pytest.raises(ValueError, match="token_ids must be ints"):
+                call(X + 0.5)
