@@ -1,12 +1,15 @@
 """Callbacks for long runs: carry on after a crash, see samples and scores while training."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 
 import keras
 
+from kgpt.arguments import checked, flag, integer, refuse
+from kgpt.generation import arguments, generate
 from kgpt.metrics import classification_scores, regression_scores
 
 
@@ -39,6 +42,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         lm.fit(train, epochs=10, callbacks=[kgpt.callbacks.ResumableCheckpoint("run/")])
     """
 
+    @checked
     def __init__(self, folder: str | os.PathLike, save_freq: str | int = "epoch"):
         super().__init__()
         is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
@@ -179,18 +183,37 @@ def _set_random_states(model, states):
             )
 
 
+def _texts(name, value):
+    """Returns prompts as a list of str."""
+    texts, _ = arguments.read_prompts(value)
+    return texts if all(isinstance(text, str) for text in texts) else refuse(name, value, "texts")
+
+
+def _no_stream(name, value):
+    return refuse(name, value, "False: samples are printed whole") if flag(name, value) else value
+
+
 class GenerateSamples(keras.callbacks.Callback):
     """Prints what the model writes after each epoch.
 
     Args:
         prompts: str or list of str to continue.
         max_new_tokens: int.
-        **kwargs: further arguments of `CausalLM.generate`, such as `sampler`.
+        **kwargs: further arguments of `CausalLM.generate`, such as `sampler`; checked here, before
+            the first epoch.
+
+    Raises:
+        TypeError: for keywords that `generate` lacks.
+        ValueError: for values that it refuses, and for `stream=True`.
     """
 
+    @checked(passes_on=generate, max_new_tokens=integer(1), prompts=_texts, stream=_no_stream)
     def __init__(self, prompts, max_new_tokens: int = 50, **kwargs):
         super().__init__()
-        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if "sampler" in kwargs:
+            arguments.read_sampler(kwargs["sampler"])
+        arguments.read_stops(kwargs.get("stop_token_ids"), None, math.inf)
+        self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.kwargs = kwargs
 
@@ -218,6 +241,7 @@ class Scores(keras.callbacks.Callback):
         ValueError: for data without labels.
     """
 
+    @checked
     def __init__(self, data, prefix: str = "val_"):
         super().__init__()
         if getattr(data, "labels", None) is None:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from kgpt.arguments import checked
 
+
+@checked
 def training_curves(history, path, title: str = "", steps_per_epoch: int | None = None) -> Path:
     """Draws training and validation loss over time.
 

@@ -5,6 +5,7 @@ import re
 import keras
 from keras import ops
 
+from kgpt.arguments import checked, learning_rate_or_schedule, number
 from kgpt.settings import Settings, fastest_settings
 
 __all__ = [
@@ -36,7 +37,7 @@ class AdamW(keras.optimizers.AdamW):
     Unlike `exclude_from_weight_decay`, the rule survives saving and loading.
 
     Args:
-        *args, **kwargs: as for `keras.optimizers.AdamW`.
+        learning_rate, *args, **kwargs: as for `keras.optimizers.AdamW`.
         layer_decay: float in (0, 1]. The rate and the decay of each decoder block are this times
             those of the block above it. The topmost block has it once, the embedding once more
             than the first block, and what is above the blocks has the full rate (Howard and Ruder
@@ -45,13 +46,9 @@ class AdamW(keras.optimizers.AdamW):
             GPT-1's released code. In the first 100 to 200 updates it is then 3 to 6 times smaller.
     """
 
-    def __init__(self, *args, layer_decay=1.0, exact=False, **kwargs):
-        if not 0 < layer_decay <= 1:
-            raise ValueError(
-                "layer_decay must lie above 0 and be at most 1. "
-                f"Received: layer_decay={layer_decay!r}. Try 0.9."
-            )
-        super().__init__(*args, **kwargs)
+    @checked(passes_on=keras.optimizers.AdamW, learning_rate=learning_rate_or_schedule)
+    def __init__(self, learning_rate=0.001, *args, layer_decay=1.0, exact=False, **kwargs):
+        super().__init__(learning_rate, *args, **kwargs)
         self.layer_decay = layer_decay
         self.exact = exact
 
@@ -107,20 +104,20 @@ class WarmupCosine(keras.optimizers.schedules.CosineDecay):
         steps: int. Length of the whole schedule, warm-up included.
         warmup_steps: int. Length of the warm-up; the paper's 2000 if None, but at most a tenth of
             `steps`.
-        alpha: float. Rate at the end, as a share of the peak.
+        alpha: float in [0, 1]. Rate at the end, as a share of the peak.
         start: int. The optimizer's step at which the schedule begins.
 
     Raises:
-        ValueError: if `steps` is not a positive int or `warmup_steps` does not fit in it.
+        ValueError: for arguments out of range, and if `warmup_steps` do not fit in `steps`.
     """
 
+    @checked(alpha=number("[0, 1]"))
     def __init__(self, learning_rate, steps, warmup_steps=None, alpha=0.0, start=0):
-        _check_steps(steps)
         if warmup_steps is None:
             warmup_steps = min(2000, steps // 10)
-        if not 0 <= warmup_steps <= steps:
+        if warmup_steps > steps:
             raise ValueError(
-                "warmup_steps must lie between 0 and steps. "
+                "warmup_steps must not be more than steps. "
                 f"Received: warmup_steps={warmup_steps}, steps={steps}."
             )
         super().__init__(
@@ -161,16 +158,11 @@ class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
         start: int. The optimizer's step at which the schedule begins.
 
     Raises:
-        ValueError: if `steps` is not a positive int or `warmup` is no share.
+        ValueError: for arguments out of range.
     """
 
+    @checked
     def __init__(self, learning_rate, steps, warmup=_FINETUNING_WARMUP, start=0):
-        _check_steps(steps)
-        if not 0 <= warmup <= 1:
-            raise ValueError(
-                "warmup must be the share of the steps that is warm-up, from 0 to 1. "
-                f"Received: warmup={warmup!r}."
-            )
         super().__init__()
         self.learning_rate = learning_rate
         self.steps = steps
@@ -191,20 +183,23 @@ class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def _check_steps(steps):
-    if not isinstance(steps, int) or steps < 1:
+def _share_at_end(final_learning_rate: float, learning_rate: float) -> float:
+    if final_learning_rate > learning_rate:
         raise ValueError(
-            f"steps must be the number of updates, an int of at least 1. Received: steps={steps!r}."
+            "final_learning_rate must not be above the peak. Received: "
+            f"final_learning_rate={final_learning_rate}, learning_rate={learning_rate}."
         )
+    return final_learning_rate / learning_rate
 
 
+@checked
 def pretraining_optimizer(
     steps: int,
     learning_rate: float = PRETRAINING_RATE,
     warmup_steps: int | None = None,
     final_learning_rate: float = 0.0,
     weight_decay: float = 0.01,
-    clip_norm: float = 1.0,
+    clip_norm: float | None = 1.0,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     gradient_accumulation_steps: int | None = None,
@@ -233,7 +228,7 @@ def pretraining_optimizer(
         An optimizer for `compile`.
 
     Raises:
-        ValueError: if `steps` is not a positive int or `warmup_steps` does not fit in it.
+        ValueError: for arguments out of range, and if `warmup_steps` do not fit in `steps`.
     """
     # Keras counts a step for every batch, accumulated or not.
     batches = gradient_accumulation_steps or 1
@@ -241,23 +236,27 @@ def pretraining_optimizer(
         warmup_steps *= batches
     return AdamW(
         WarmupCosine(
-            learning_rate, steps * batches, warmup_steps, alpha=final_learning_rate / learning_rate
+            learning_rate,
+            steps * batches,
+            warmup_steps,
+            alpha=_share_at_end(final_learning_rate, learning_rate),
         ),
         weight_decay=weight_decay,
         beta_1=beta_1,
         beta_2=beta_2,
         epsilon=1e-8,
         global_clipnorm=clip_norm,
-        gradient_accumulation_steps=gradient_accumulation_steps,
+        gradient_accumulation_steps=batches if batches > 1 else None,
     )
 
 
+@checked
 def finetuning_optimizer(
     steps: int,
     learning_rate: float = FINETUNING_RATE,
     warmup: float = _FINETUNING_WARMUP,
     weight_decay: float = 0.01,
-    clip_norm: float = 1.0,
+    clip_norm: float | None = 1.0,
     layer_decay: float = 1.0,
     exact: bool = False,
     gradient_accumulation_steps: int | None = None,
@@ -290,24 +289,26 @@ def finetuning_optimizer(
     Raises:
         ValueError: for arguments out of range.
     """
+    batches = gradient_accumulation_steps or 1
     return AdamW(
-        WarmupLinear(learning_rate, steps * (gradient_accumulation_steps or 1), warmup),
+        WarmupLinear(learning_rate, steps * batches, warmup),
         weight_decay=weight_decay,
         epsilon=1e-8,
         global_clipnorm=clip_norm,
         layer_decay=layer_decay,
         exact=exact,
-        gradient_accumulation_steps=gradient_accumulation_steps,
+        gradient_accumulation_steps=batches if batches > 1 else None,
     )
 
 
+@checked
 def fast_optimizer(
     steps: int,
     learning_rate: float = FAST_RATE,
     warmup_steps: int | None = None,
     final_learning_rate: float | None = None,
     weight_decay: float = 0.1,
-    clip_norm: float = 1.0,
+    clip_norm: float | None = 1.0,
     gradient_accumulation_steps: int | None = None,
 ) -> keras.optimizers.Muon:
     """Returns Muon for the matrices of decoder blocks, with Adam for everything else.
@@ -334,12 +335,13 @@ def fast_optimizer(
         An optimizer for `compile`.
 
     Raises:
-        ValueError: if `steps` is not a positive int or `warmup_steps` does not fit in it.
+        ValueError: for arguments out of range, and if `warmup_steps` do not fit in `steps`.
     """
-    _check_steps(steps)
     batches = gradient_accumulation_steps or 1
     warmup_steps = 3 * steps // 100 if warmup_steps is None else warmup_steps
-    alpha = 0.05 if final_learning_rate is None else final_learning_rate / learning_rate
+    alpha = 0.05
+    if final_learning_rate is not None:
+        alpha = _share_at_end(final_learning_rate, learning_rate)
     return keras.optimizers.Muon(
         WarmupCosine(learning_rate, steps * batches, warmup_steps * batches, alpha),
         exclude_layers=[_OUTSIDE_OF_BLOCKS],
@@ -348,5 +350,5 @@ def fast_optimizer(
         adam_beta_2=0.95,
         epsilon=1e-8,
         global_clipnorm=clip_norm,
-        gradient_accumulation_steps=gradient_accumulation_steps,
+        gradient_accumulation_steps=batches if batches > 1 else None,
     )

@@ -8,6 +8,8 @@ import numpy as np
 from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
+from kgpt.arguments import checked, is_int
+
 
 class ResumableBatches(DataAdapter):
     """Batches numbered through all passes, for `fit`, `evaluate`, `predict` or a loop.
@@ -93,6 +95,7 @@ class ResumableBatches(DataAdapter):
         finally:
             self._updates = None
 
+    @checked
     def from_beginning(self, steps: int | None = None) -> "ResumableBatches":
         """Returns a view of the batches, each iteration of which starts at the first batch.
 
@@ -112,8 +115,6 @@ class ResumableBatches(DataAdapter):
         Example:
             keras_model.fit(train, validation_data=train.from_beginning(), epochs=3)
         """
-        if steps is not None:
-            check_batching(steps=steps)
         view = object.__new__(type(self))  # `copy` would open a token file again
         view.__dict__.update(self.__dict__)
         view._repeat = self._repeat and steps is not None
@@ -144,14 +145,15 @@ class ResumableBatches(DataAdapter):
             ValueError: if the state was taken from other data.
         """
         own = self.get_state()
-        differing = {key: value for key, value in state.items() if own.get(key, value) != value}
-        differing.pop("next_batch", None)
-        if differing or state.get("next_batch", -1) < 0:
+        given = state if isinstance(state, dict) else {}
+        differing = {key for key, value in given.items() if own.get(key, value) != value}
+        next_batch = given.get("next_batch")
+        if differing - {"next_batch"} or not is_int(next_batch) or next_batch < 0:
             raise ValueError(
                 "The state must come from the same data. "
                 f"Received: state={state}, for data with {own}."
             )
-        self._next_batch, self._epoch_start = int(state["next_batch"]), None
+        self._next_batch, self._epoch_start = int(next_batch), None
 
     # === Keras's data adapter ===
 
@@ -192,12 +194,3 @@ class ResumableBatches(DataAdapter):
         if self._epoch_start is not None and self._batches_read <= 2:
             self._next_batch = self._epoch_start
         return len(self)
-
-
-def check_batching(seed: int | None = None, **sizes: int):
-    """Raises ValueError unless sizes are positive ints and the seed a non-negative one or None."""
-    for name, value in sizes.items():
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}.")
-    if seed is not None and (not isinstance(seed, (int, np.integer)) or seed < 0):
-        raise ValueError(f"seed must be a non-negative integer. Received: seed={seed!r}.")

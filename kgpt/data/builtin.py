@@ -8,6 +8,7 @@ import unicodedata
 import zlib
 from pathlib import Path
 
+from kgpt.arguments import checked
 from kgpt.data.corpus import standard_library_files
 
 _SPLITS = ("train", "validation")
@@ -65,6 +66,7 @@ def character_values(split: str = "train") -> dict[str, list]:
     }
 
 
+@checked
 def function_docstrings(split: str = "train", num_choices: int = 4, seed: int = 0) -> dict:
     """Returns the sources of functions with docstrings to choose from, for `multiple_choice`.
 
@@ -87,8 +89,6 @@ def function_docstrings(split: str = "train", num_choices: int = 4, seed: int = 
         train = kgpt.data.multiple_choice(**kgpt.data.function_docstrings(), tokenizer=tokenizer)
     """
     _check_split(split)
-    if num_choices < 2:
-        raise ValueError(f"num_choices must be at least 2. Received: num_choices={num_choices}.")
     functions = {}  # docstring -> source
     for file in standard_library_files():
         for source, docstring in _functions(Path(file)):

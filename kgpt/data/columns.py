@@ -4,7 +4,7 @@ A column is a list, a numpy array, a pandas column or a column of a Hugging Face
 """
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] 
         ValueError: for missing labels, labels that are neither ints nor names, and labels outside
             the classes.
     """
-    class_names = None if class_names is None else _read_class_names(class_names)
+    class_names = None if class_names is None else read_class_names(class_names)
     if labels is None:
         return None, class_names
     labels = list(labels)
@@ -133,11 +133,21 @@ def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] 
     return array.astype("int32"), class_names
 
 
-def _read_class_names(class_names) -> list[str]:
-    if isinstance(class_names, str):
+def read_class_names(class_names) -> list[str]:
+    """Returns the names of the classes as a list of str.
+
+    Raises:
+        ValueError: for a single name, for names without an order, and for equal names.
+    """
+    if isinstance(class_names, str | Mapping | Set) or not isinstance(class_names, Iterable):
+        hint = " Try list(class_names.values())." if isinstance(class_names, Mapping) else ""
         raise ValueError(
-            f"class_names must be a list of names. Received: class_names={class_names!r}."
+            "class_names must be a list of names, those of the classes 0, 1, ... "
+            f"Received: class_names={class_names!r}.{hint}"
         )
+    class_names = list(class_names)
+    if not all(isinstance(name, str | numbers.Integral) for name in class_names):
+        raise ValueError(f"A class's name must be a str. Received: class_names={class_names!r}.")
     class_names = [str(name) for name in class_names]
     if len(set(class_names)) < len(class_names):
         raise ValueError(f"class_names must differ. Received: class_names={class_names}.")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from kgpt.arguments import checked
 from kgpt.data.split import split
 from kgpt.text import document_pieces
 
@@ -54,6 +55,7 @@ def standard_library_files() -> list[Path]:
     ]
 
 
+@checked
 def write_tokens(
     files_or_texts: os.PathLike | Iterable[str | os.PathLike],
     tokenizer,
@@ -112,11 +114,6 @@ def write_tokens(
     path = Path(path)
     if path.suffix != ".npy":
         raise ValueError(f'path must end in ".npy". Received: path={str(path)!r}.')
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(
-            "validation_fraction must be at least 0 and less than 1. "
-            f"Received: validation_fraction={validation_fraction}. Try 0.05."
-        )
     if end_of_text and tokenizer.end_of_text_id is None:
         raise ValueError(
             "end_of_text=True needs a tokenizer with an end-of-text token. "

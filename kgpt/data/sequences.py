@@ -3,8 +3,6 @@
 An example is a list of sequences, and a sequence a list of token ids.
 """
 
-from kgpt.data.batches import check_batching
-
 
 def sequences_of(examples: list, tokenizer, sequence_length: int, both_orders: bool) -> list:
     """Returns the sequences of texts, of pairs of texts, or of contexts with their choices."""
@@ -63,7 +61,6 @@ def choice_sequences(contexts, choices, tokenizer, sequence_length: int) -> list
 
 
 def _special_ids(tokenizer, sequence_length: int) -> tuple[int, int, int]:
-    check_batching(sequence_length=sequence_length)
     if sequence_length < 5:
         raise ValueError(
             "sequence_length must be at least 5: start, delimiter, classify and one token of each "

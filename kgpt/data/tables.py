@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from kgpt.arguments import checked
 from kgpt.text import (
     TABLES,
     check_encoding,
@@ -28,6 +29,7 @@ _BLOCK_LENGTH = 2**23  # bytes; a longer row makes it double
 _ROWS_AT_ONCE = 2**8  # of a .parquet file
 
 
+@checked
 def read_texts(
     path: str | os.PathLike,
     column: str = "text",

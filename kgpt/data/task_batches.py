@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kgpt.data.batches import ResumableBatches, check_batching
+from kgpt.data.batches import ResumableBatches
 
 _SHORTEST_BUCKET = 16
 
@@ -47,7 +47,6 @@ class TaskBatches(ResumableBatches):
         sample_weight: np.ndarray | None = None,
     ):
         super().__init__(repeat)
-        check_batching(seed, sequence_length=sequence_length, batch_size=batch_size)
         self.labels = labels
         self.sample_weight = sample_weight
         self.class_names = class_names

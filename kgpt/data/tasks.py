@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kgpt.arguments import checked
 from kgpt.data.columns import (
     check_columns,
     read_choice_labels,
@@ -16,6 +17,7 @@ from kgpt.data.sequences import sequences_of
 from kgpt.data.task_batches import TaskBatches
 
 
+@checked
 def classification(
     texts: Sequence[str],
     labels: Sequence | None,
@@ -67,6 +69,7 @@ def classification(
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
+@checked
 def entailment(
     premises: Sequence[str],
     hypotheses: Sequence[str],
@@ -119,6 +122,7 @@ def entailment(
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
+@checked
 def similarity(
     first_texts: Sequence[str],
     second_texts: Sequence[str],
@@ -172,6 +176,7 @@ def similarity(
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
+@checked
 def regression(
     texts: Sequence[str] | Sequence[tuple[str, str]],
     targets: Sequence | None,
@@ -219,6 +224,7 @@ def regression(
     return _batches(texts, targets, tokenizer, sequence_length, both_orders, **batching)
 
 
+@checked
 def multiple_choice(
     contexts: Sequence[str],
     choices: Sequence[Sequence[str]],

@@ -7,12 +7,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kgpt.data.batches import ResumableBatches, check_batching
+from kgpt.arguments import checked
+from kgpt.data.batches import ResumableBatches
 
 _READ_THREADS = 4  # overlap the page faults of a file that is not in memory
 _BATCHES_AHEAD = 8
 
 
+@checked
 def windows(
     path: str | os.PathLike,
     sequence_length: int,
@@ -70,7 +72,6 @@ def windows(
     Example:
         train = kgpt.data.windows("corpus/train.npy", sequence_length=256, batch_size=32, seed=0)
     """
-    check_batching(seed, sequence_length=sequence_length, batch_size=batch_size)
     if random_offset and seed is None:
         raise ValueError("random_offset needs a seed. Received: seed=None. Try seed=0.")
     if segment_ids and end_of_text_id is None:
@@ -78,16 +79,21 @@ def windows(
             "segment_ids=True needs an end_of_text_id. Received: end_of_text_id=None. "
             "Try end_of_text_id=tokenizer.end_of_text_id."
         )
+    if end_of_text_id is not None and not segment_ids:
+        raise ValueError(
+            "end_of_text_id tells documents apart for segment_ids=True. "
+            f"Received: end_of_text_id={end_of_text_id}, segment_ids=False."
+        )
     shard_index, shard_count = _shard(shard_index, shard_count)
     if vocabulary_size is not None:
         _check_token_ids(_open(path), path, vocabulary_size)
     return TokenWindows(
         path=Path(path),
-        sequence_length=int(sequence_length),
-        batch_size=int(batch_size),
-        seed=None if seed is None else int(seed),
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        seed=seed,
         random_offset=random_offset,
-        end_of_text_id=end_of_text_id if segment_ids else None,
+        end_of_text_id=end_of_text_id,
         drop_remainder=seed is not None if drop_remainder is None else drop_remainder,
         repeat=repeat,
         shard_index=shard_index,
@@ -244,9 +250,9 @@ def _shard(shard_index: int | None, shard_count: int | None) -> tuple[int, int]:
         )
     if shard_count is None:
         shard_index, shard_count = _process()
-    if not 0 <= shard_index < shard_count:
+    if shard_index >= shard_count:
         raise ValueError(
-            "shard_index must be at least 0 and less than shard_count. "
+            "shard_index must be less than shard_count. "
             f"Received: shard_index={shard_index}, shard_count={shard_count}."
         )
     return shard_index, shard_count

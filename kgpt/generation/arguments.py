@@ -1,55 +1,18 @@
 """The arguments of `generate`, checked and in one form each."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
 
 import keras
 import numpy as np
 from keras import ops
 
+from kgpt.arguments import is_int, is_real
 from kgpt.text import check_no_table
 
 _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 
-# What transformers and keras-hub call what has another name here.
-_FOREIGN = {
-    "input_ids": "prompts",
-    "inputs": "prompts",
-    "max_length": "max_new_tokens",
-    "strip_prompt": "return_prompt",
-    **dict.fromkeys(("eos_token_id", "stop", "stop_strings"), "stop_token_ids"),
-    **dict.fromkeys(
-        ("do_sample", "temperature", "top_k", "k", "top_p", "p", "num_beams", "penalty_alpha"),
-        "sampler",
-    ),
-}
-
 _SMALLEST_TEMPERATURE = 1e-30  # logits divided by less are infinite in float32
-
-
-def check_known(unknown, known):
-    """Raises TypeError for keywords that `generate` lacks, with the name that was probably meant.
-
-    Args:
-        unknown: the keywords that are no arguments.
-        known: the names of the arguments.
-    """
-    for name in unknown:
-        near = difflib.get_close_matches(name, [*known, *_FOREIGN], n=1, cutoff=0.5)
-        meant = _FOREIGN.get(near[0], near[0]) if near else None
-        hint = f" Did you mean {meant}?" if near else f" It has {', '.join(known)}."
-        if meant == "sampler":
-            hint += " Try sampler=keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8)."
-        raise TypeError(f"generate() has no argument {name!r}.{hint}")
-
-
-def check_flags(**flags):
-    """Raises ValueError for values of `flags` that are no bool."""
-    for name, value in flags.items():
-        if not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name} must be a bool. Received: {name}={value!r}.")
 
 
 def written_vocabulary(model) -> int:
@@ -98,7 +61,7 @@ def encode(many, tokenizer, vocabulary_size):
         return [tokenizer.encode(text) for text in many]
     rows = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in many]
     for row in rows:
-        are_ids = isinstance(row, list | tuple) and all(_is_int(i) for i in row)
+        are_ids = isinstance(row, list | tuple) and all(is_int(i) for i in row)
         if not are_ids or not all(0 <= i < vocabulary_size for i in row):
             raise ValueError(
                 f"A prompt of token ids has ints in [0, {vocabulary_size}) along one axis. "
@@ -118,13 +81,8 @@ def end_of_text(tokenizer):
     return token
 
 
-def read_count(max_new_tokens, longest, window, sliding_window):
-    """Returns `max_new_tokens` as an int, once the longest prompt and it fit in the window."""
-    if not _is_int(max_new_tokens) or max_new_tokens < 0:
-        raise ValueError(
-            "max_new_tokens must be an int of at least 0. "
-            f"Received: max_new_tokens={max_new_tokens!r}."
-        )
+def check_length(max_new_tokens, longest, window, sliding_window):
+    """Raises ValueError unless the longest prompt and what is new fit in the window."""
     if max_new_tokens and longest + max_new_tokens > window and not sliding_window:
         shorter = f", or max_new_tokens={window - longest}" if longest < window else ""
         raise ValueError(
@@ -132,7 +90,6 @@ def read_count(max_new_tokens, longest, window, sliding_window):
             f"prompt of {longest} tokens, max_new_tokens={max_new_tokens}, "
             f"max_sequence_length={window}. Try sliding_window=True{shorter}."
         )
-    return int(max_new_tokens)
 
 
 def read_stops(stop_token_ids, tokenizer, vocabulary_size):
@@ -146,7 +103,7 @@ def read_stops(stop_token_ids, tokenizer, vocabulary_size):
         stops = ops.convert_to_numpy(stops).tolist()
     is_many = isinstance(stops, Iterable) and not isinstance(stops, str | bytes | Mapping)
     stops = list(stops) if is_many else [stops]
-    if not all(_is_int(i) and 0 <= i < vocabulary_size for i in stops):
+    if not all(is_int(i) and 0 <= i < vocabulary_size for i in stops):
         raise ValueError(
             'stop_token_ids must be "auto", None, an int or several, each of them a token that the '
             f"model can write, in [0, {vocabulary_size}). "
@@ -185,14 +142,14 @@ def check_settings(sampler):
             raise ValueError(f"{name} of a {kind} must be {rule}. Received: {name}={value!r}.")
 
     def is_positive_int(value):
-        return _is_int(value) and value > 0
+        return is_int(value) and value > 0
 
     def is_in_unit_interval(value):
-        return _is_real(value) and 0 <= value <= 1
+        return is_real(value) and 0 <= value <= 1
 
     check(
         "temperature",
-        lambda t: _is_real(t) and _SMALLEST_TEMPERATURE <= t < math.inf,
+        lambda t: is_real(t) and _SMALLEST_TEMPERATURE <= t < math.inf,
         f'a finite number, at least {_SMALLEST_TEMPERATURE} (sampler="greedy" is the limit at 0)',
     )
     if isinstance(sampler, samplers.TopKSampler | samplers.ContrastiveSampler):
@@ -208,9 +165,9 @@ def check_settings(sampler):
 
 def read_seed(seed, sampler):
     """Returns random states for this call alone, as many as the sampler has."""
-    if not _is_int(seed) or not 0 <= seed < 2**31:
-        raise ValueError(f"seed must be an int in [0, 2**31). Received: seed={seed!r}.")
-    generators = [keras.random.SeedGenerator(int(seed) + i) for i in range(len(sampler.variables))]
+    if seed >= 2**31:
+        raise ValueError(f"seed must be an int in [0, 2**31). Received: seed={seed}.")
+    generators = [keras.random.SeedGenerator(seed + i) for i in range(len(sampler.variables))]
     return [generator.state for generator in generators]
 
 
@@ -222,11 +179,3 @@ def check_stream(many, is_single, sampler, is_stepwise):
             f"Received: {'one prompt' if is_single else f'a list of {len(many)} prompts'}, "
             f'sampler={type(sampler).__name__}. Try sampler="top_k" on one prompt.'
         )
-
-
-def _is_int(value):
-    return isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
-
-
-def _is_real(value):
-    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)

@@ -1,16 +1,17 @@
 """`generate`: from prompts to text, window by window."""
 
-import inspect
 import itertools
 
 import numpy as np
 from keras import ops
 
+from kgpt.arguments import checked
 from kgpt.generation import arguments
 from kgpt.generation.compiled import functions_for
 from kgpt.generation.layout import in_sight, lay_out, sizes
 
 
+@checked
 def generate(
     model,
     prompts,
@@ -21,7 +22,6 @@ def generate(
     return_prompt: bool = True,
     stream: bool = False,
     sliding_window: bool = False,
-    **unknown,
 ):
     """Continues prompts, with keys and values cached.
 
@@ -51,7 +51,6 @@ def generate(
         sliding_window: bool. Whether to continue beyond the backbone's `max_sequence_length`: of
             a row that reaches it, as a prompt alone may, the model then sees the last half, with
             positions from 0.
-        **unknown: raise TypeError with the argument that was probably meant.
 
     Returns:
         The kind of the prompt: str for text, list of int for a list of ids, numpy array for an
@@ -68,27 +67,24 @@ def generate(
         for piece in lm.generate("def main(", stream=True):
             print(piece, end="", flush=True)
     """
-    if unknown:
-        arguments.check_known(unknown, list(inspect.signature(generate).parameters)[1:-1])
-    arguments.check_flags(return_prompt=return_prompt, stream=stream, sliding_window=sliding_window)
     backbone, tokenizer = model.backbone, model.tokenizer
     window = backbone.max_sequence_length
     many, is_single = arguments.read_prompts(prompts)
     rows = arguments.encode(many, tokenizer, backbone.vocabulary_size)
     starts = [row or [arguments.end_of_text(tokenizer)] for row in rows]
-    count = arguments.read_count(max_new_tokens, max(map(len, starts)), window, sliding_window)
+    arguments.check_length(max_new_tokens, max(map(len, starts)), window, sliding_window)
     stops = arguments.read_stops(stop_token_ids, tokenizer, arguments.written_vocabulary(model))
     sampler = arguments.read_sampler(sampler)
     states = sampler.variables if seed is None else arguments.read_seed(seed, sampler)
     functions = functions_for(model, sampler)
     if stream:
         arguments.check_stream(many, is_single, sampler, functions.is_stepwise)
-        new = _stream(functions, states, starts[0], count, window, stops)
+        new = _stream(functions, states, starts[0], max_new_tokens, window, stops)
         is_text = isinstance(many[0], str)
         new = stream_text(tokenizer, starts[0], new) if is_text else new
         prompt = [many[0]] if is_text else rows[0]
         return itertools.chain(prompt, new) if return_prompt else new
-    continuations = _continue(functions, states, starts, count, window, stops)
+    continuations = _continue(functions, states, starts, max_new_tokens, window, stops)
     results = [
         _result(prompt, row, start, new, tokenizer, return_prompt)
         for prompt, row, start, new in zip(many, rows, starts, continuations, strict=True)

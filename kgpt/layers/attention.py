@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kgpt.arguments import checked
 from kgpt.kernels import cache as kv_cache
 from kgpt.kernels.attention import attend
 from kgpt.kernels.rotary import rotate
@@ -50,6 +51,7 @@ class CausalSelfAttention(keras.layers.Layer):
             odd width of a head.
     """
 
+    @checked(passes_on=keras.layers.Layer)
     def __init__(
         self,
         num_heads: int,
@@ -73,7 +75,7 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def build(self, hidden_states_shape):
         hidden_dim = hidden_states_shape[-1]
-        if hidden_dim is None or self.num_heads < 1 or hidden_dim % self.num_heads:
+        if hidden_dim is None or hidden_dim % self.num_heads:
             raise ValueError(
                 "num_heads must divide the width of the input. "
                 f"Received: num_heads={self.num_heads}, width={hidden_dim}."

@@ -2,6 +2,7 @@
 
 import keras
 
+from kgpt.arguments import checked
 from kgpt.layers.attention import CausalSelfAttention
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.embedding import normal_initializer
@@ -53,6 +54,7 @@ class DecoderBlock(keras.layers.Layer):
             odd width of a head.
     """
 
+    @checked(passes_on=keras.layers.Layer)
     def __init__(
         self,
         num_heads: int,

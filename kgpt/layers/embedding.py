@@ -6,6 +6,7 @@ import contextvars
 import keras
 from keras import ops
 
+from kgpt.arguments import checked
 from kgpt.layers.dropout import Dropout
 
 
@@ -44,6 +45,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         ValueError: if a sequence is longer than `max_sequence_length`.
     """
 
+    @checked(passes_on=keras.layers.Layer)
     def __init__(
         self,
         vocabulary_size: int,

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kgpt.arguments import checked
 from kgpt.kernels.gelu import gelu
 from kgpt.layers.dense import built_dense
 from kgpt.layers.embedding import normal_initializer
@@ -43,6 +44,7 @@ class FeedForward(keras.layers.Layer):
         float tensor `(batch, length, hidden_dim)`.
     """
 
+    @checked(passes_on=keras.layers.Layer)
     def __init__(
         self,
         intermediate_dim: int,

@@ -4,30 +4,24 @@ import math
 
 import keras
 
+from kgpt.arguments import checked
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import MovePadding
 from kgpt.models import lora, resize
 from kgpt.models.inputs import complete_inputs
-from kgpt.models.presets import PRESETS, checked_sizes
+from kgpt.models.presets import check_heads, from_preset, preset_names
 from kgpt.models.quantization import apply_quantization, quantization_config
 
-# The constructor's arguments that are attributes and entries of the config under the same name.
+# The constructor's arguments that are attributes and entries of the config under the same name:
+# those of the blocks, and all.
+_OF_BLOCKS = (
+    *("num_heads", "intermediate_dim", "dropout", "norm_first", "activation"),
+    *("layer_norm_epsilon", "query_key_norm", "rotary_positions", "attention_dropout"),
+)
 _OPTIONS = (
-    "vocabulary_size",
-    "num_layers",
-    "num_heads",
-    "hidden_dim",
-    "intermediate_dim",
-    "dropout",
-    "max_sequence_length",
-    "norm_first",
-    "activation",
-    "layer_norm_epsilon",
-    "query_key_norm",
-    "rotary_positions",
-    "zero_init_residual",
-    "attention_dropout",
+    *("vocabulary_size", "num_layers", "hidden_dim", "max_sequence_length"),
+    *("zero_init_residual", *_OF_BLOCKS),
 )
 
 
@@ -83,6 +77,7 @@ class GPTBackbone(keras.Model):
         hidden_states = backbone(token_ids)
     """
 
+    @checked
     def __init__(
         self,
         vocabulary_size: int,
@@ -103,8 +98,8 @@ class GPTBackbone(keras.Model):
         **kwargs,
     ):
         options = {name: value for name, value in locals().items() if name in _OPTIONS}
-        options.update(checked_sizes(options))
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        options["intermediate_dim"] = intermediate_dim or 4 * hidden_dim
+        policy = keras.dtype_policies.get(dtype)
 
         # === Layers ===
         embedding, decoder_blocks, final_norm = _make_layers(options, policy)
@@ -133,27 +128,8 @@ class GPTBackbone(keras.Model):
             setattr(self, name, value)
         self.activation = decoder_blocks[0].feed_forward.activation
 
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> "GPTBackbone":
-        """Returns a backbone of a known size, with new weights.
-
-        Args:
-            name: one of `kgpt.GPTBackbone.presets()`, such as `"gpt1"` or `"gpt_mini"`.
-            **overrides: constructor arguments that differ from the preset's.
-
-        Raises:
-            ValueError: if there is no such preset.
-        """
-        if name not in PRESETS:
-            raise ValueError(
-                f"Unknown preset. Received: name={name!r}. Try one of {', '.join(PRESETS)}."
-            )
-        return cls(**{**PRESETS[name], **overrides})
-
-    @classmethod
-    def presets(cls) -> list[str]:
-        """Returns the names that `from_preset` takes."""
-        return list(PRESETS)
+    from_preset = classmethod(from_preset)
+    presets = classmethod(preset_names)
 
     @property
     def token_embedding(self):
@@ -234,6 +210,7 @@ class GPTBackbone(keras.Model):
 
 def _make_layers(options, policy):
     """Returns the embedding, the list of decoder blocks, and the last norm or None."""
+    check_heads(options["num_heads"], options["hidden_dim"])
     norm_first = options["norm_first"]
     residual_scale = 0.02 / math.sqrt(2 * options["num_layers"]) if norm_first else 0.02
     residual_initializer = keras.initializers.RandomNormal(stddev=residual_scale)
@@ -249,11 +226,9 @@ def _make_layers(options, policy):
         dtype=policy,
         name="embedding",
     )
-    shared = ("num_heads", "intermediate_dim", "dropout", "norm_first", "activation")
-    shared += ("layer_norm_epsilon", "query_key_norm", "rotary_positions", "attention_dropout")
     blocks = [
         DecoderBlock(
-            **{name: options[name] for name in shared},
+            **{name: options[name] for name in _OF_BLOCKS},
             residual_initializer=residual_initializer,
             dtype=policy,
             name=f"decoder_block_{i}",

@@ -5,6 +5,7 @@ from keras import ops
 from keras.src.backend import set_keras_mask
 
 from kgpt import generation
+from kgpt.arguments import checked
 from kgpt.kernels.platform import sum_over_replicas
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.metrics import Perplexity
@@ -48,6 +49,7 @@ class CausalLM(Task):
         lm.generate("def main(", max_new_tokens=100)
     """
 
+    @checked
     def __init__(self, backbone, tokenizer=None, **kwargs):
         super().__init__(
             backbone,

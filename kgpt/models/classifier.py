@@ -6,7 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kgpt.arguments import checked
 from kgpt.data import tasks
+from kgpt.data.columns import read_class_names
 from kgpt.models.class_labels import check_class_labels, class_loss
 from kgpt.models.head import Head, output_projection_layer, targets_of
 from kgpt.models.sample_weights import read_class_weight, weigh_labels
@@ -47,6 +49,7 @@ class TextClassifier(Head):
         classifier.predict_text(["a fine film", "a dull one"])
     """
 
+    @checked
     def __init__(
         self,
         backbone,
@@ -58,11 +61,10 @@ class TextClassifier(Head):
         dropout: float = 0.1,
         **kwargs,
     ):
-        class_names = None if class_names is None else [str(name) for name in class_names]
+        class_names = None if class_names is None else read_class_names(class_names)
         if num_classes is None:
             num_classes = len(class_names or ())
-        fits = class_names is None or len(set(class_names)) == len(class_names) == num_classes
-        if num_classes < 2 or not fits:
+        if num_classes < 2 or (class_names is not None and len(class_names) != num_classes):
             raise ValueError(
                 "A TextClassifier needs two classes at least, and a different name for each or "
                 f"none. Received: num_classes={num_classes}, class_names={class_names}."
@@ -122,6 +124,7 @@ class TextClassifier(Head):
                 "model. Give the model's class_names to the data as well."
             )
 
+    @checked
     def predict_text(self, texts, batch_size: int = 32, probabilities: bool = False):
         """Returns the classes of texts, or of pairs of texts.
 

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kgpt import recipes
+from kgpt.arguments import checked
 from kgpt.data.tasks import TaskBatches
 from kgpt.kernels.platform import sum_over_replicas
 from kgpt.losses import next_token_loss, next_token_targets
@@ -55,6 +56,7 @@ class Head(Task):
         ValueError: for a negative weight, and if the tokenizer has more tokens than the backbone.
     """
 
+    @checked
     def __init__(
         self,
         backbone,
@@ -65,11 +67,6 @@ class Head(Task):
         task_metrics=(),
         **kwargs,
     ):
-        if not lm_loss_weight >= 0:
-            raise ValueError(
-                "lm_loss_weight must be at least 0. "
-                f"Received: lm_loss_weight={lm_loss_weight!r}. The paper's is 0.5."
-            )
         # === Functional model ===
         shape = (num_sequences, None)
         inputs = {

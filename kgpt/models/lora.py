@@ -1,12 +1,12 @@
 """Low-rank adaptation of a backbone (Hu et al. 2021). The functions are `GPTBackbone`'s methods."""
 
-import numbers
-
 import keras
 
+from kgpt.arguments import checked
 from kgpt.models.quantization import quantization_config
 
 
+@checked
 def enable_lora(backbone, rank: int, alpha: float | None = None):
     """Freezes the body and trains low-rank additions to its matrices (Hu et al. 2021).
 
@@ -23,18 +23,18 @@ def enable_lora(backbone, rank: int, alpha: float | None = None):
     Raises:
         ValueError: for a rank below 1, and if LoRA is enabled already.
     """
-    is_count = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-    if not is_count or rank < 1 or backbone.lora_rank is not None:
+    if backbone.lora_rank is not None:
         raise ValueError(
-            "enable_lora takes a rank of at least 1, once. "
-            f"Received: rank={rank!r}, for a backbone with lora_rank={backbone.lora_rank}."
+            "LoRA can be enabled once. "
+            f"Received: rank={rank}, for a backbone with lora_rank={backbone.lora_rank}. "
+            "merge_lora() ends the one that there is."
         )
     for layer in [backbone.embedding, *backbone.decoder_blocks, backbone.final_norm]:
         for variable in [] if layer is None else layer.trainable_variables:
             variable.trainable = False
     for layer in _matrices(backbone):
-        layer.enable_lora(int(rank), lora_alpha=alpha)
-    backbone.lora_rank, backbone.lora_alpha = int(rank), alpha
+        layer.enable_lora(rank, lora_alpha=alpha)
+    backbone.lora_rank, backbone.lora_alpha = rank, alpha
 
 
 def merge_lora(backbone):

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from kgpt.arguments import checked
 from kgpt.data import tasks
 from kgpt.models.class_labels import check_class_labels, class_loss
 from kgpt.models.head import Head, output_projection_layer
@@ -39,6 +40,7 @@ class MultipleChoice(Head):
         model.predict_text(["The sky is"], [["blue.", "loud."]])
     """
 
+    @checked
     def __init__(
         self,
         backbone,
@@ -96,6 +98,7 @@ class MultipleChoice(Head):
         if shape is not None and len(shape) == 3:
             check_class_labels(y, shape[1], type(self).__name__)
 
+    @checked
     def predict_text(self, contexts, choices, batch_size: int = 8, probabilities: bool = False):
         """Returns the number of the best choice for each context.
 

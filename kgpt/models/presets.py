@@ -1,7 +1,5 @@
 """The sizes of GPT models by name, for `GPTBackbone.from_preset`."""
 
-import numbers
-
 _GPT1 = {
     "vocabulary_size": 40478,
     "num_layers": 12,
@@ -43,20 +41,36 @@ PRESETS = {
 }
 
 
-def checked_sizes(options):
-    """Returns the sizes among the options as plain ints, or raises ValueError."""
-    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
-    sizes = {name: options[name] for name in (*names, "max_sequence_length")}
-    if sizes["intermediate_dim"] is None:
-        sizes["intermediate_dim"] = 4 * sizes["hidden_dim"]
-    for name, size in sizes.items():
-        if not isinstance(size, numbers.Integral) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be an int of at least 1. Received: {name}={size!r}.")
-    if sizes["hidden_dim"] % sizes["num_heads"]:
-        divisors = [d for d in range(1, 129) if sizes["hidden_dim"] % d == 0]
-        nearest = min(divisors, key=lambda d: abs(d - sizes["num_heads"]))
+def from_preset(cls, name: str, **overrides):
+    """Returns a backbone of a known size, with new weights.
+
+    Args:
+        cls: the class of the backbone.
+        name: one of `kgpt.GPTBackbone.presets()`, such as `"gpt1"` or `"gpt_mini"`.
+        **overrides: constructor arguments that differ from the preset's.
+
+    Raises:
+        ValueError: if there is no such preset.
+        TypeError: for overrides that are no arguments, with the one that was probably meant.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(
-            f"num_heads must divide hidden_dim. Received: num_heads={sizes['num_heads']}, "
-            f"hidden_dim={sizes['hidden_dim']}. Try num_heads={nearest}."
+            f"Unknown preset. Received: name={name!r}. Try one of {', '.join(PRESETS)}."
         )
-    return {name: int(size) for name, size in sizes.items()}
+    return cls(**{**PRESETS[name], **overrides})
+
+
+def preset_names(cls) -> list[str]:
+    """Returns the names that `from_preset` takes."""
+    return list(PRESETS)
+
+
+def check_heads(num_heads: int, hidden_dim: int):
+    """Raises ValueError unless the heads divide the width, with a number of heads that does."""
+    if hidden_dim % num_heads:
+        divisors = [d for d in range(1, 129) if hidden_dim % d == 0]
+        nearest = min(divisors, key=lambda d: abs(d - num_heads))
+        raise ValueError(
+            f"num_heads must divide hidden_dim. Received: num_heads={num_heads}, "
+            f"hidden_dim={hidden_dim}. Try num_heads={nearest}."
+        )

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kgpt.arguments import checked
 from kgpt.data import tasks
 from kgpt.models.checks import as_array
 from kgpt.models.head import Head, output_projection_layer
@@ -45,6 +46,7 @@ class TextRegressor(Head):
         regressor.fit(kgpt.data.regression(list(zip(first, second)), scores, tokenizer), epochs=3)
     """
 
+    @checked
     def __init__(
         self,
         backbone,
@@ -55,10 +57,6 @@ class TextRegressor(Head):
         dropout: float = 0.1,
         **kwargs,
     ):
-        if num_outputs < 1:
-            raise ValueError(
-                f"num_outputs must be at least 1. Received: num_outputs={num_outputs}."
-            )
         head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
         output_projection = output_projection_layer(num_outputs)
         super().__init__(
@@ -108,6 +106,7 @@ class TextRegressor(Head):
                 f"both_orders={batches.both_orders}, a model with both_orders={self.both_orders}."
             )
 
+    @checked
     def predict_text(self, texts, batch_size: int = 32) -> np.ndarray:
         """Returns the outputs for texts, or for pairs of texts.
 

@@ -2,7 +2,10 @@
 
 import keras
 
+from kgpt.arguments import checked
 
+
+@checked
 def with_vocabulary_size(backbone, vocabulary_size: int):
     """Returns a backbone with these weights and more tokens, such as those of a task.
 

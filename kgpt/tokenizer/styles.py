@@ -61,11 +61,13 @@ def check_special_tokens(tokens: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for tokens that are empty or not ASCII strings.
     """
-    tokens = [tokens] if isinstance(tokens, str) else list(tokens)
+    tokens = [tokens] if isinstance(tokens, str) else tokens
+    if not isinstance(tokens, list | tuple):  # ids go by the order, which a set has not
+        raise ValueError(f"Special tokens must be a list of str. Received: {tokens!r}.")
     for token in tokens:
         if not isinstance(token, str) or not token or not token.isascii():
             raise ValueError(
                 "A special token must be a non-empty str of ASCII characters. "
                 f'Received: {token!r}. Try "<|name|>".'
             )
-    return tokens
+    return list(tokens)

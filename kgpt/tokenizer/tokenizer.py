@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from kgpt.arguments import checked
 from kgpt.text import shorten
 from kgpt.tokenizer.checks import check_ids, check_texts, check_unicode
 from kgpt.tokenizer.gpt1_words import gpt1_words
@@ -52,8 +53,7 @@ class Tokenizer:
         ValueError: if `tokenizer_json` is not in that format, or is of none of the three styles.
 
     Source:
-        Radford et al. 2018 (GPT-1), sections 3.3 and 4.1; Radford et al. 2019 (GPT-2), section
-        2.2; Sennrich et al. 2016 (BPE).
+        GPT-1, sections 3.3 and 4.1; GPT-2, section 2.2; Sennrich et al. 2016 (BPE).
 
     Example:
         tokenizer = kgpt.Tokenizer.train(Path("books/"), vocabulary_size=8192)
@@ -89,6 +89,7 @@ class Tokenizer:
         self._rust.encode_special_tokens = True  # as ordinary text
 
     @classmethod
+    @checked
     def train(
         cls,
         files_or_texts: os.PathLike | Iterable[str | os.PathLike],
@@ -167,6 +168,7 @@ class Tokenizer:
         return cls(rust.to_str())
 
     @classmethod
+    @checked
     def from_file(cls, path: str | os.PathLike) -> "Tokenizer":
         """Reads a tokenizer written by `save` or by the `tokenizers` library.
 
@@ -249,6 +251,7 @@ class Tokenizer:
         """
         return self.encode_batch([text], allow_special)[0]
 
+    @checked
     def encode_batch(self, texts: Iterable[str], allow_special: bool = False) -> list[list[int]]:
         """Turns texts into token ids, on all cores.
 
@@ -288,6 +291,7 @@ class Tokenizer:
             for parts in split
         ]
 
+    @checked
     def decode(self, ids, skip_special_tokens: bool = False) -> str:
         """Turns token ids into text.
 
@@ -307,6 +311,7 @@ class Tokenizer:
             check_ids(ids, self.vocabulary_size), skip_special_tokens=skip_special_tokens
         )
 
+    @checked
     def decode_batch(self, batch, skip_special_tokens: bool = False) -> list[str]:
         """Turns rows of token ids into texts.
 
@@ -323,6 +328,7 @@ class Tokenizer:
         rows = [check_ids(ids, self.vocabulary_size) for ids in batch]
         return self._rust.decode_batch(rows, skip_special_tokens=skip_special_tokens)
 
+    @checked
     def token_to_id(self, token: str) -> int | None:
         """Returns the id of a token, written as in the vocabulary; None if there is none."""
         return self._rust.token_to_id(token)

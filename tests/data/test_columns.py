@@ -226,7 +226,7 @@ def test_names_of_choices_are_refused(labels):
 
 @pytest.mark.parametrize(
     ("class_names", "message"),
-    [("ab", "list of names. Received: class_names='ab'"), (["a", "a"], "must differ")],
+    [("ab", "list of names.*Received: class_names='ab'"), (["a", "a"], "must differ")],
 )
 def test_class_names_that_name_no_classes_are_refused(class_names, message):
     with pytest.raises(ValueError, match=message):

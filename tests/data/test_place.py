@@ -239,9 +239,9 @@ def test_a_number_of_steps_that_cannot_be_meant_is_refused(make_data, steps):
     model = make_model(data)
 
     for call in (model.evaluate, model.predict):
-        with pytest.raises(ValueError, match="steps must be a positive integer"):
+        with pytest.raises(ValueError, match="steps must be an int of at least 1"):
             call(data, steps=steps, verbose=0)
-    with pytest.raises(ValueError, match="steps must be a positive integer"):
+    with pytest.raises(ValueError, match="steps must be an int of at least 1"):
         model.fit(data, validation_data=data, validation_steps=steps, verbose=0)
 
 

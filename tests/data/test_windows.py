@@ -185,9 +185,9 @@ def test_windows_survive_pickling_without_carrying_the_file(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sequence_length": 0}, "sequence_length must be a positive"),
-        ({"sequence_length": 2.5}, "sequence_length must be a positive"),
-        ({"batch_size": 0}, "batch_size must be a positive"),
+        ({"sequence_length": 0}, "sequence_length must be an int"),
+        ({"sequence_length": 2.5}, "sequence_length must be an int"),
+        ({"batch_size": 0}, "batch_size must be an int"),
         ({"batch_size": 100, "seed": 0}, "shorter than one batch.*15 windows"),
         ({"sequence_length": 64}, "shorter than one batch"),
         ({"seed": -1}, "seed must be"),

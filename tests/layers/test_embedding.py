@@ -181,10 +181,10 @@ def test_too_long_a_sequence_is_refused_when_a_model_is_made(embedding):
 
 @pytest.mark.parametrize("sizes", [(0, 7, 12), (11, 0, 12), (11, 7, 0)])
 def test_sizes_below_one_are_refused(sizes):
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="must be an int of at least 1"):
         TokenAndPositionEmbedding(*sizes)
 
 
 def test_a_dropout_above_one_is_refused():
-    with pytest.raises(ValueError, match=r"rate=1\.5"):
+    with pytest.raises(ValueError, match=r"dropout=1\.5"):
         TokenAndPositionEmbedding(VOCABULARY, POSITIONS, WIDTH, dropout=1.5)

@@ -135,5 +135,5 @@ def test_an_unknown_activation_is_refused():
 
 
 def test_an_inner_width_below_one_is_refused():
-    with pytest.raises(ValueError, match="units=0"):
-        FeedForward(0).build((None, None, 12))
+    with pytest.raises(ValueError, match="intermediate_dim=0"):
+        FeedForward(0)

@@ -632,7 +632,7 @@ def test_an_unknown_activation_is_refused():
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.5])
 def test_a_dropout_outside_of_its_range_is_refused(dropout):
-    with pytest.raises(ValueError, match=f"rate={dropout}"):
+    with pytest.raises(ValueError, match=f"dropout={dropout}"):
         kgpt.GPTBackbone(19, 1, 3, 12, dropout=dropout)
 
 

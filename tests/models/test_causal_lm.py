@@ -414,6 +414,7 @@ def test_a_sequence_longer_than_the_positions_is_refused_before_anything_runs():
 def test_a_tokenizer_larger_than_the_embedding_is_refused():
     class Large:
         vocabulary_size = VOCABULARY + 1
+        encode_batch = None
 
     with pytest.raises(
         ValueError, match=f"Make the backbone with vocabulary_size={VOCABULARY + 1}"

@@ -171,7 +171,7 @@ def test_data_made_for_another_model_is_refused():
         ({"num_classes": 1}, "num_classes=1"),
         ({"num_classes": None}, "num_classes=0"),
         ({"num_classes": 2, "class_names": NAMES}, "num_classes=2, class_names="),
-        ({"class_names": ["a", "a", "b"]}, "a different name for each"),
+        ({"class_names": ["a", "a", "b"]}, "class_names must differ"),
     ],
 )
 def test_classes_that_cannot_be_are_refused(arguments, message):

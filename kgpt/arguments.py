@@ -1,0 +1,323 @@
+"""Arguments: each of them acts, or is refused by name where it is given.
+
+An argument means the same in all of kgpt. So its rule stands here under its name, and `@checked`
+applies the rules to a constructor or a function.
+"""
+
+import difflib
+import functools
+import inspect
+import os
+import typing
+from numbers import Integral, Real
+
+import keras
+import numpy as np
+
+
+def is_int(value) -> bool:
+    """Returns whether a value is an int, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value) -> bool:
+    """Returns whether a value is a real number, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+
+
+# === Rules: each takes an argument's name and value, and returns the value ===
+
+
+def integer(least: int, hint: str = ""):
+    """Returns the rule for an int of at least `least`."""
+
+    def rule(name, value):
+        if is_int(value) and value >= least:
+            return int(value)
+        refuse(name, value, f"an int of at least {least}", hint)
+
+    return rule
+
+
+def number(interval: str, hint: str = ""):
+    """Returns the rule for a number in an interval such as `"[0, 1)"`; NaN is in none."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def rule(name, value):
+        ends = (low, "[") == (value, interval[0]) or (high, "]") == (value, interval[-1])
+        if is_real(value) and (low < value < high or ends):
+            return float(value)
+        refuse(name, value, f"a number in {interval}", hint)
+
+    return rule
+
+
+def flag(name, value):
+    """Returns the bool; raises ValueError for other values, which Python would take for one."""
+    if not isinstance(value, bool | np.bool_):
+        refuse(name, value, "a bool")
+    return bool(value)
+
+
+def string(name, value):
+    """Returns the str; raises ValueError for other values."""
+    return value if isinstance(value, str) else refuse(name, value, "a str")
+
+
+def learning_rate_or_schedule(name, value):
+    """Returns the rate of a Keras optimizer, which may be 0 in a saved one."""
+    return value if callable(value) else number("[0, inf)")(name, value)
+
+
+def _path(name, value):
+    kinds = str, os.PathLike
+    return value if isinstance(value, kinds) else refuse(name, value, "a path", error=TypeError)
+
+
+def _rows(name, value):
+    is_one = isinstance(value, str | bytes) or not hasattr(value, "__iter__")
+    return refuse(name, value, "a list of rows, or an array") if is_one else value
+
+
+def _activation(name, value):
+    if value in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"):
+        refuse(name, value, "a name that Keras knows", 'Try "gelu_tanh", which is the same.')
+    if not isinstance(value, str | dict) and not callable(value):
+        refuse(name, value, "a name or a function", 'None at all is "linear".')
+    return value
+
+
+def _head(name, value):
+    return value if callable(value) else refuse(name, value, "a Keras layer or a function")
+
+
+def _metrics(name, value):
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(metric, keras.metrics.Metric) for metric in value
+    ):
+        refuse(name, value, "a list of Keras metrics", "Try [keras.metrics.MeanAbsoluteError()].")
+    return value
+
+
+def _backbone(name, value):
+    if not _is_a(value, "GPTBackbone"):
+        hint = "Models of other packages are read by kgpt.from_huggingface and from_keras_hub."
+        if _is_a(getattr(value, "backbone", None), "GPTBackbone"):
+            hint = f"Try {name}=model.backbone: heads share a body."
+        refuse(name, value, "a kgpt.GPTBackbone", hint, TypeError)
+    return value
+
+
+def _tokenizer(name, value):
+    # A tokenizer of one's own may take its place.
+    if not all(hasattr(value, member) for member in ("encode_batch", "vocabulary_size")):
+        hint = "kgpt.Tokenizer.train, from_vocabulary and from_file make one."
+        if isinstance(value, str | os.PathLike):
+            hint = f"Try {name}=kgpt.Tokenizer.from_file({str(value)!r})."
+        elif hasattr(value, "backend_tokenizer"):
+            hint = f"Try {name}=kgpt.Tokenizer(theirs.backend_tokenizer.to_str())."
+        elif hasattr(value, "to_str"):
+            hint = f"Try {name}=kgpt.Tokenizer(theirs.to_str())."
+        refuse(name, value, "a kgpt.Tokenizer", hint, TypeError)
+    return value
+
+
+def _is_a(value, class_name: str) -> bool:
+    """Returns whether a value is of a class that this file, below all others, can't import."""
+    return any(c.__name__ == class_name for c in type(value).__mro__)
+
+
+def refuse(name, value, expected: str, hint: str = "", error=ValueError) -> typing.NoReturn:
+    """Raises an error for the value of an argument, in the words that all of them have."""
+    received = f"{name}={value!r:.80}"
+    kind = "" if value is None or isinstance(value, bool | Real) else f" of type {_type_of(value)}"
+    raise error(f"{name} must be {expected}. Received: {received}{kind}.{' ' * bool(hint)}{hint}")
+
+
+def _type_of(value) -> str:
+    module = type(value).__module__.partition(".")[0]
+    return type(value).__name__ if module == "builtins" else f"{module}.{type(value).__name__}"
+
+
+_SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+_COUNTS = ("num_outputs", "num_sequences", "sequence_length", "batch_size", "steps", "rank")
+_FLAGS = (
+    *("norm_first", "query_key_norm", "rotary_positions", "zero_init_residual"),
+    *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
+    *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
+    *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
+    *("use_ema", "amsgrad"),
+)
+RULES = {
+    **dict.fromkeys((*_SIZES, "max_sequence_length", *_COUNTS), integer(1)),
+    **dict.fromkeys(("gradient_accumulation_steps", "steps_per_epoch", "shard_count"), integer(1)),
+    **dict.fromkeys(("num_classes", "num_choices"), integer(2)),
+    **dict.fromkeys(("seed", "start", "end_of_text_id", "shard_index"), integer(0)),
+    "max_new_tokens": integer(0),
+    "warmup_steps": integer(0, "It counts updates: for a share, try int(share * steps)."),
+    "warmup": number("[0, 1]", "It is a share of the updates: for a count, try count / steps."),
+    **dict.fromkeys(("dropout", "attention_dropout", "beta_1", "beta_2"), number("[0, 1)")),
+    "validation_fraction": number("[0, 1)", "Try 0.05."),
+    "layer_decay": number("(0, 1]", "Try 0.9."),
+    **dict.fromkeys(("learning_rate", "layer_norm_epsilon", "alpha"), number("(0, inf)")),
+    **dict.fromkeys(("final_learning_rate", "weight_decay", "lm_loss_weight"), number("[0, inf)")),
+    "clip_norm": number("(0, inf)", "None is for gradients as they are."),
+    **dict.fromkeys(_FLAGS, flag),
+    **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue", "epsilon"), number("(0, inf)")),
+    "ema_momentum": number("[0, 1]"),
+    **dict.fromkeys(("prefix", "token"), string),
+    **dict.fromkeys(("path", "folder"), _path),
+    "batch": _rows,
+    "activation": _activation,
+    "head": _head,
+    "task_metrics": _metrics,
+    "backbone": _backbone,
+    "tokenizer": _tokenizer,
+}
+
+# === Keywords ===
+
+# What transformers, keras-hub and nanoGPT call what has another name here.
+_FOREIGN = {
+    "vocabulary_size": ("vocab_size", "n_vocab"),
+    "num_layers": ("n_layer", "n_layers", "num_hidden_layers"),
+    "num_heads": ("n_head", "n_heads", "num_attention_heads"),
+    "hidden_dim": ("n_embd", "hidden_size", "d_model", "embed_dim"),
+    "intermediate_dim": ("n_inner", "intermediate_size", "d_ff"),
+    "max_sequence_length": ("block_size", "n_positions", "n_ctx", "max_position_embeddings"),
+    "dropout": ("resid_pdrop", "embd_pdrop", "summary_first_dropout", "classifier_dropout"),
+    "attention_dropout": ("attn_pdrop", "attention_probs_dropout_prob"),
+    "layer_norm_epsilon": ("layer_norm_eps", "rms_norm_eps"),
+    "activation": ("activation_function", "hidden_act"),
+    "tokenizer": ("preprocessor", "processing_class"),
+    "num_classes": ("num_labels",),
+    "num_outputs": ("num_labels",),
+    "class_names": ("id2label", "label2id"),
+    "lm_loss_weight": ("lm_coef",),
+    "rank": ("r",),
+    "alpha": ("lora_alpha",),
+    "steps": ("num_training_steps", "max_steps", "max_iters", "lr_decay_iters", "decay_steps"),
+    "learning_rate": ("lr", "max_lr", "initial_learning_rate"),
+    "final_learning_rate": ("min_lr",),
+    "warmup_steps": ("num_warmup_steps", "warmup_iters"),
+    "warmup": ("warmup_ratio",),
+    "clip_norm": ("max_grad_norm", "grad_clip", "clipnorm", "global_clipnorm"),
+    "sequence_length": ("seq_len", "block_size", "max_length"),
+    "batch_size": ("per_device_train_batch_size",),
+    "save_freq": ("save_steps",),
+    "prompts": ("input_ids", "inputs"),
+    "max_new_tokens": ("max_length",),
+    "return_prompt": ("strip_prompt",),
+    "stop_token_ids": ("eos_token_id", "stop", "stop_strings"),
+    "sampler": (
+        *("do_sample", "temperature", "top_k", "k", "top_p", "p", "num_beams", "penalty_alpha"),
+    ),
+}
+_OF_SAMPLERS = " Try sampler=keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8)."
+# What the models over a backbone do not have.
+_NOT_OF_HEADS = {
+    "activation": "The outputs are as they come, logits for classes: try keras.ops.softmax(logits)",
+    "dtype": "It is the backbone's: try kgpt.GPTBackbone(..., dtype=...)",
+}
+
+
+def check_keywords(function_name: str, known, unknown):
+    """Raises TypeError for keywords that are no arguments, with the ones probably meant.
+
+    Args:
+        function_name: the function's or the class's name, for the message.
+        known: the names of the arguments.
+        unknown: the keywords that are no arguments.
+    """
+    meanings = {foreign: own for own in known for foreign in _FOREIGN.get(own, ())}
+    meanings.update({own: own for own in known})
+    sentences = []
+    for name in unknown:
+        if name in _NOT_OF_HEADS and "backbone" in known:
+            hint = f"{_NOT_OF_HEADS[name]}."
+        elif near := difflib.get_close_matches(name, meanings, n=1, cutoff=0.5):
+            meant = meanings[near[0]]
+            hint = f"Did you mean {meant}?{_OF_SAMPLERS if meant == 'sampler' else ''}"
+        else:
+            hint = f"It has {', '.join(known)}."
+        sentences.append(f"{function_name}() has no argument {name!r}. {hint}")
+    if sentences:
+        raise TypeError(" ".join(sentences))
+
+
+# === The decorator ===
+
+
+def checked(function=None, *, passes_on=None, **rules):
+    """Decorates a function or an `__init__`, so that it refuses what can't be meant.
+
+    Keywords that it lacks raise TypeError with the name of the argument that is nearest; values
+    are checked, and brought into plain Python, by the rules of their arguments' names. None is
+    right where it is the default, or where the annotation has it.
+
+    Args:
+        function: the function.
+        passes_on: a class or a function that takes further keywords; by default, `**kwargs` of a
+            model take `name` and `trainable`.
+        **rules: rules of this function alone.
+    """
+    if function is None:
+        return functools.partial(checked, passes_on=passes_on, **rules)
+    signature = inspect.signature(function)
+    own = _named(signature)
+    positional = [name for name in signature.parameters if name in (*own, "self", "cls")]
+    known = {**_further(signature, passes_on), **own}
+    rules = {**RULES, **rules}
+
+    def check(name, value):
+        if name not in known or name not in rules or (value is None and _may_be_none(known[name])):
+            return value
+        return rules[name](name, value)
+
+    @functools.wraps(function)
+    def with_checks(*args, **kwargs):
+        unknown = [name for name in kwargs if name not in known]
+        if unknown:
+            check_keywords(*_as_called(function, args, known), unknown)
+        named = [check(*pair) for pair in zip(positional, args, strict=False)]
+        kwargs = {name: check(name, value) for name, value in kwargs.items()}
+        return function(*named, *args[len(named) :], **kwargs)
+
+    with_checks.__signature__ = signature  # for Keras, which asks the wrapper itself
+    return with_checks
+
+
+def _named(signature) -> dict:
+    """Returns the parameters that have a name of their own, `self` and `cls` left out."""
+    several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if name not in ("self", "cls") and parameter.kind not in several
+    }
+
+
+def _further(signature, passes_on) -> dict:
+    """Returns the parameters that a function takes as `**kwargs`."""
+    if all(one.kind != one.VAR_KEYWORD for one in signature.parameters.values()):
+        return {}
+    if passes_on is None:
+        return dict.fromkeys(("name", "trainable"))
+    if inspect.isclass(passes_on):
+        return _named(inspect.signature(passes_on.__init__))
+    # A function's first argument is the model, which is not passed on.
+    return dict(list(_named(inspect.signature(passes_on)).items())[1:])
+
+
+def _as_called(function, args, known) -> tuple:
+    """Returns a function's name and its arguments'; of a class derived from ours, its own."""
+    if function.__name__ != "__init__":
+        return function.__qualname__, known
+    derived = type(args[0])
+    return derived.__name__, {**_named(inspect.signature(derived.__init__)), **known}
+
+
+def _may_be_none(parameter) -> bool:
+    if parameter is None:  # of Keras
+        return True
+    return parameter.default is None or type(None) in typing.get_args(parameter.annotation)
