@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from kgpt.arguments import checked, flag, integer, refuse
+from kgpt.arguments import checked, flag, integer, is_int, refuse
 from kgpt.generation import arguments, generate
 from kgpt.metrics import classification_scores, regression_scores
 
@@ -45,8 +45,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     @checked
     def __init__(self, folder: str | os.PathLike, save_freq: str | int = "epoch"):
         super().__init__()
-        is_count = isinstance(save_freq, int) and not isinstance(save_freq, bool) and save_freq > 0
-        if save_freq != "epoch" and not is_count:
+        if save_freq != "epoch" and not (is_int(save_freq) and save_freq > 0):
             raise ValueError(
                 'save_freq must be "epoch" or a positive number of steps. '
                 f"Received: save_freq={save_freq!r}."
