@@ -265,7 +265,8 @@ def checked(function=None, *, passes_on=None, **rules):
         return functools.partial(checked, passes_on=passes_on, **rules)
     signature = inspect.signature(function)
     own = _named(signature)
-    positional = [name for name in signature.parameters if name in (*own, "self", "cls")]
+    by_place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    positional = [name for name, one in signature.parameters.items() if one.kind == by_place]
     known = {**_further(signature, passes_on), **own}
     rules = {**RULES, **rules}
 

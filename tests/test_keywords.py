@@ -189,10 +189,10 @@ def test_the_keywords_of_a_head_of_ones_own_are_checked_too(backbone, keyword, m
 
 def test_keras_keywords_of_layers_and_optimizers_stay():
     layer = layers.FeedForward(6, name="mine", trainable=False, dtype="float16", autocast=False)
-    optimizer = recipes.AdamW(1e-3, 0.1, use_ema=True, name="mine")
+    optimizer = recipes.AdamW(1e-3, 0.0, use_ema=True, name="mine")
 
     assert (layer.name, layer.compute_dtype, layer.autocast) == ("mine", "float16", False)
-    assert (optimizer.weight_decay, optimizer.use_ema, optimizer.name) == (0.1, True, "mine")
+    assert (optimizer.weight_decay, optimizer.use_ema, optimizer.name) == (0.0, True, "mine")
 
 
 @pytest.mark.parametrize(

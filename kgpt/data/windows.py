@@ -49,7 +49,7 @@ def windows(
         segment_ids: bool. Whether to number the documents in a window, so that attention stays
             inside a document. The end-of-text token belongs to the document that it ends; its
             target would be the next document's first token and gets `sample_weight` 0.
-        end_of_text_id: int. Required with `segment_ids`.
+        end_of_text_id: int. Required with `segment_ids`, and for nothing else.
         vocabulary_size: optional int. If given, the whole file is checked for ids outside it.
         drop_remainder: optional bool. Whether to drop a last batch of fewer windows. By default
             True with a seed (fixed shapes in training) and False without (every window is read).

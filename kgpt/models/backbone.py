@@ -71,6 +71,7 @@ class GPTBackbone(keras.Model):
     Raises:
         ValueError: for sizes that do not fit each other, unknown inputs, and sequences longer
             than `max_sequence_length`.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
 
     Example:
         backbone = kgpt.GPTBackbone.from_preset("gpt_mini", vocabulary_size=5000)
