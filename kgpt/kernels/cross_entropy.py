@@ -114,7 +114,9 @@ class _Chunks:
 
     def __init__(self, rows, rows_per_chunk):
         self.rows = ops.shape(rows)[0]
-        self.count = (self.rows + rows_per_chunk - 1) // rows_per_chunk
+        count = (self.rows + rows_per_chunk - 1) // rows_per_chunk
+        # A replica of `tf.distribute` may have no rows.
+        self.count = max(count, 1) if isinstance(count, int) else ops.maximum(count, 1)
         self.size = (self.rows + self.count - 1) // self.count
 
     def pad(self, x):

@@ -36,6 +36,10 @@ class _Uncounted(keras.metrics.Sum):
     def result(self):
         return {}
 
+    def number(self) -> int:
+        """Returns how many they are since the last reset."""
+        return int(ops.convert_to_numpy(super().result()))
+
 
 class Task(keras.Model):
     """A functional model over a shared `GPTBackbone`, with a loss that needs no full logits.
@@ -269,7 +273,7 @@ class Task(keras.Model):
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras calls this once at the end of an epoch or evaluation, before metrics are reset.
-        wrong = int(self._uncounted().total)
+        wrong = self._uncounted().number()
         if wrong:
             warnings.warn(
                 f"{wrong} targets were left out of the loss, since they are neither tokens of the "

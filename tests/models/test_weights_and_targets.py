@@ -24,9 +24,7 @@ def make_lm():
 
 
 def make_classifier(lm_loss_weight=0.5):
-    model = kgpt.TextClassifier(
-        make_lm().backbone, 3, dropout=0.0, lm_loss_weight=lm_loss_weight
-    )
+    model = kgpt.TextClassifier(make_lm().backbone, 3, dropout=0.0, lm_loss_weight=lm_loss_weight)
     model.compile(keras.optimizers.SGD(0.0))
     return model
 
