@@ -21,6 +21,7 @@ BACKEND = (
     "convert/",
     "data/batches.py",
     "data/sources.py",
+    "data/text_sources.py",
     "data/updates.py",
     "data/windows.py",
     "settings.py",

@@ -3,25 +3,50 @@
 An example is a list of sequences, and a sequence a list of token ids.
 """
 
+import warnings
 
-def sequences_of(examples: list, tokenizer, sequence_length: int, both_orders: bool) -> list:
+
+def sequences_of(
+    examples: list, tokenizer, sequence_length: int, both_orders: bool, truncate: str = "end"
+) -> list:
     """Returns the sequences of texts, of pairs of texts, or of contexts with their choices."""
     first = examples[0]
     if isinstance(first, str):
-        return single_sequences(examples, tokenizer, sequence_length)
+        return single_sequences(examples, tokenizer, sequence_length, truncate)
     if isinstance(first[1], str):
-        return pair_sequences(examples, tokenizer, sequence_length, both_orders)
+        return pair_sequences(examples, tokenizer, sequence_length, both_orders, truncate)
     return choice_sequences(*zip(*examples, strict=True), tokenizer, sequence_length)
 
 
-def single_sequences(texts: list[str], tokenizer, sequence_length: int) -> list[list[list[int]]]:
-    """Returns `[start] text [classify]`, with the text truncated at its end."""
+def single_sequences(
+    texts: list[str], tokenizer, sequence_length: int, truncate: str = "end"
+) -> list[list[list[int]]]:
+    """Returns `[start] text [classify]`, with the text truncated at its end or its start."""
     start, _, classify = _special_ids(tokenizer, sequence_length)
     room = sequence_length - 2
-    return [[[start, *ids[:room], classify]] for ids in tokenizer.encode_batch(texts)]
+    encoded = tokenizer.encode_batch(texts)
+    _warn_of_truncation(sum(len(ids) > room for ids in encoded), texts, sequence_length, truncate)
+    return [[[start, *cut(ids, room, truncate), classify]] for ids in encoded]
 
 
-def pair_sequences(pairs, tokenizer, sequence_length: int, both_orders: bool) -> list:
+def cut(ids: list[int], room: int, truncate: str) -> list[int]:
+    """Returns the first tokens of a text that is too long, or with `"start"` the last ones."""
+    return ids[max(0, len(ids) - room) :] if truncate == "start" else ids[:room]
+
+
+def _warn_of_truncation(number: int, texts, sequence_length: int, truncate: str):
+    if number:
+        other = "end" if truncate == "start" else "start"
+        warnings.warn(
+            f"{number} of {len(texts)} texts are longer than sequence_length={sequence_length} and "
+            f"lose their {truncate}. Try a larger sequence_length, or truncate={other!r}.",
+            stacklevel=5,
+        )
+
+
+def pair_sequences(
+    pairs, tokenizer, sequence_length: int, both_orders: bool, truncate: str = "end"
+) -> list:
     """Returns `[start] first [delimiter] second [classify]`, and with both orders the reverse too.
 
     The longer text is truncated until both have the same length, then both are.
@@ -30,10 +55,12 @@ def pair_sequences(pairs, tokenizer, sequence_length: int, both_orders: bool) ->
     firsts = tokenizer.encode_batch([first for first, _ in pairs])
     seconds = tokenizer.encode_batch([second for _, second in pairs])
     room = sequence_length - 3
+    long = sum(len(a) + len(b) > room for a, b in zip(firsts, seconds, strict=True))
+    _warn_of_truncation(long, pairs, sequence_length, truncate)
     sequences = []
     for first, second in zip(firsts, seconds, strict=True):
         most = max(room // 2, room - min(len(first), len(second)))
-        first, second = first[:most], second[:most]
+        first, second = cut(first, most, truncate), cut(second, most, truncate)
         example = [[start, *first, delimiter, *second, classify]]
         if both_orders:
             example.append([start, *second, delimiter, *first, classify])

@@ -142,6 +142,10 @@ class TaskBatches(ResumableBatches):
             yield self._batch(self._plan(number_of_pass)[in_pass])
             batch_number += 1
 
+    def in_order(self) -> tuple:
+        """Returns all examples as one batch, in the order of the texts."""
+        return self._batch(np.arange(self.num_examples))
+
     def _batch(self, examples: np.ndarray) -> tuple:
         positions = np.arange(self._padded[examples].max())
         padding_mask = positions < self._lengths[examples][..., None]

@@ -29,12 +29,13 @@ def classification(
     class_names: Sequence[str] | None = None,
     repeat: bool = False,
     sample_weight: Sequence[float] | None = None,
+    truncate: str = "end",
 ) -> TaskBatches:
     """Returns batches of one text and one class: `[start] text [classify]`.
 
     For `kgpt.TextClassifier`. Columns may be lists, numpy arrays, pandas columns or columns of a
     Hugging Face dataset. Empty texts are allowed; special tokens written out in a text are
-    ordinary text. A text that is too long is truncated at its end.
+    ordinary text. A text that is too long is truncated.
 
     Args:
         texts: the texts.
@@ -50,6 +51,7 @@ def classification(
             `steps_per_epoch`.
         sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
             and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
+        truncate: "end" or "start". What a text that is too long loses; a warning says how many do.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, length)`,
@@ -65,7 +67,7 @@ def classification(
     """
     columns = {"texts": texts}
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
-    batching["sample_weight"] = sample_weight
+    batching.update(sample_weight=sample_weight, truncate=truncate)
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
@@ -82,11 +84,12 @@ def entailment(
     class_names: Sequence[str] | None = None,
     repeat: bool = False,
     sample_weight: Sequence[float] | None = None,
+    truncate: str = "end",
 ) -> TaskBatches:
     """Returns batches of an ordered pair and one class.
 
     `[start] premise [delimiter] hypothesis [classify]`, for `kgpt.TextClassifier`. A pair that is
-    too long is truncated at the end of its longer text first.
+    too long is truncated in its longer text first.
 
     Args:
         premises: the first texts.
@@ -103,6 +106,7 @@ def entailment(
             `steps_per_epoch`.
         sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
             and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
+        truncate: "end" or "start". What a text that is too long loses; a warning says how many do.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, length)`,
@@ -118,7 +122,7 @@ def entailment(
     """
     columns = {"premises": premises, "hypotheses": hypotheses}
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
-    batching["sample_weight"] = sample_weight
+    batching.update(sample_weight=sample_weight, truncate=truncate)
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
@@ -135,12 +139,13 @@ def similarity(
     class_names: Sequence[str] | None = None,
     repeat: bool = False,
     sample_weight: Sequence[float] | None = None,
+    truncate: str = "end",
 ) -> TaskBatches:
     """Returns batches of an unordered pair and one class: two sequences, one in each order.
 
     For `kgpt.TextClassifier(..., both_orders=True)`, which adds the two final states, so that the
-    result does not depend on which text comes first. A pair that is too long is truncated at the
-    end of its longer text first. For a degree of similarity, use `regression`.
+    result does not depend on which text comes first. A pair that is too long is truncated in
+    its longer text first. For a degree of similarity, use `regression`.
 
     Args:
         first_texts: one text of each pair.
@@ -157,6 +162,7 @@ def similarity(
             `steps_per_epoch`.
         sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
             and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
+        truncate: "end" or "start". What a text that is too long loses; a warning says how many do.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, 2, length)`,
@@ -172,7 +178,7 @@ def similarity(
     """
     columns = {"first_texts": first_texts, "second_texts": second_texts}
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat, "both_orders": True}
-    batching["sample_weight"] = sample_weight
+    batching.update(sample_weight=sample_weight, truncate=truncate)
     return _classes(columns, labels, class_names, tokenizer, sequence_length, **batching)
 
 
@@ -188,6 +194,7 @@ def regression(
     seed: int | None = 0,
     repeat: bool = False,
     sample_weight: Sequence[float] | None = None,
+    truncate: str = "end",
 ) -> TaskBatches:
     """Returns batches of a text or a pair and one number or several, for `kgpt.TextRegressor`.
 
@@ -205,6 +212,7 @@ def regression(
             `steps_per_epoch`.
         sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
             and in Keras's weighted metrics. Then batches have a third item, float32 `(batch,)`.
+        truncate: "end" or "start". What a text that is too long loses; a warning says how many do.
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, targets)`: inputs `(batch, length)`, or
@@ -220,7 +228,7 @@ def regression(
     check_columns(texts=texts, targets=targets, sample_weight=sample_weight)
     texts, targets = read_texts_or_pairs(texts), read_targets(targets)
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
-    batching["sample_weight"] = sample_weight
+    batching.update(sample_weight=sample_weight, truncate=truncate)
     return _batches(texts, targets, tokenizer, sequence_length, both_orders, **batching)
 
 
@@ -280,16 +288,6 @@ def multiple_choice(
     return _batches(examples, labels, tokenizer, sequence_length, **batching)
 
 
-def unlabelled(
-    texts, tokenizer, sequence_length: int, batch_size: int, both_orders: bool
-) -> TaskBatches:
-    """Returns batches of texts or pairs to predict, in one fixed order."""
-    check_columns(texts=texts)
-    texts = read_texts_or_pairs(texts)
-    batching = {"batch_size": batch_size, "seed": None}
-    return _batches(texts, None, tokenizer, sequence_length, both_orders, **batching)
-
-
 def _classes(
     columns: dict,
     labels,
@@ -312,7 +310,8 @@ def _batches(
 ) -> TaskBatches:
     """Returns the batches of checked examples and labels, with their weights checked here."""
     sample_weight = read_weights(batching.pop("sample_weight", None), labels)
-    sequences = sequences_of(examples, tokenizer, sequence_length, both_orders)
+    truncate = batching.pop("truncate", "end")
+    sequences = sequences_of(examples, tokenizer, sequence_length, both_orders, truncate)
     return TaskBatches(
         sequences,
         labels,

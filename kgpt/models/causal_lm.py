@@ -9,7 +9,7 @@ from kgpt.arguments import checked
 from kgpt.kernels.platform import sum_over_replicas
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.metrics import Perplexity
-from kgpt.models import token_weights
+from kgpt.models import text_inputs, token_weights
 from kgpt.models.inputs import complete_inputs
 from kgpt.models.task import Task
 
@@ -32,6 +32,9 @@ class CausalLM(Task):
     Args:
         backbone: a `GPTBackbone`.
         tokenizer: optional `kgpt.Tokenizer`, for text in and out; saved in the model's file.
+        sequence_length: optional int. Most tokens of a text that goes into `fit` and `evaluate`;
+            the backbone's maximum if None.
+        truncate: "end" or "start": what a longer text loses.
 
     Call arguments:
         inputs: as for `GPTBackbone`: token ids `(batch, length)`, or a dict.
@@ -50,14 +53,17 @@ class CausalLM(Task):
     """
 
     @checked
-    def __init__(self, backbone, tokenizer=None, **kwargs):
-        super().__init__(
-            backbone,
-            inputs=backbone.input,
-            outputs=backbone.embedding(backbone.output, reverse=True),
-            tokenizer=tokenizer,
-            **kwargs,
-        )
+    def __init__(
+        self,
+        backbone,
+        tokenizer=None,
+        sequence_length: int | None = None,
+        truncate: str = "end",
+        **kwargs,
+    ):
+        logits = backbone.embedding(backbone.output, reverse=True)
+        text = {"tokenizer": tokenizer, "sequence_length": sequence_length, "truncate": truncate}
+        super().__init__(backbone, inputs=backbone.input, outputs=logits, **text, **kwargs)
         self.own_metrics = [
             keras.metrics.Mean(name="loss"),
             Perplexity(name="perplexity"),
@@ -85,6 +91,7 @@ class CausalLM(Task):
 
     # === Loss and metrics ===
 
+    text_batches = text_inputs.document_batches
     known_targets = token_weights.known_targets
     count = token_weights.count_tokens
     weigh = token_weights.weigh

@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 from kgpt.arguments import checked
-from kgpt.data import tasks
 from kgpt.data.columns import read_class_names
+from kgpt.models import text_inputs
 from kgpt.models.class_labels import check_class_labels, class_loss
 from kgpt.models.head import Head, output_projection_layer, targets_of
 from kgpt.models.sample_weights import read_class_weight, weigh_labels
@@ -31,6 +31,9 @@ class TextClassifier(Head):
             `kgpt.data.similarity`.
         lm_loss_weight: float. The paper's lambda: the weight of the language-model loss.
         dropout: float in [0, 1). Used on the state that the classes are read from.
+        sequence_length: optional int. Most tokens of a text that goes into `fit`, `evaluate` and
+            `predict`, special ones included; the backbone's maximum if None.
+        truncate: "end" or "start": what a longer text loses.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
@@ -59,6 +62,8 @@ class TextClassifier(Head):
         both_orders: bool = False,
         lm_loss_weight: float = 0.5,
         dropout: float = 0.1,
+        sequence_length: int | None = None,
+        truncate: str = "end",
         **kwargs,
     ):
         class_names = None if class_names is None else read_class_names(class_names)
@@ -75,6 +80,8 @@ class TextClassifier(Head):
             backbone,
             head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),
             tokenizer=tokenizer,
+            sequence_length=sequence_length,
+            truncate=truncate,
             lm_loss_weight=lm_loss_weight,
             num_sequences=2 if both_orders else 1,
             task_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
@@ -88,7 +95,7 @@ class TextClassifier(Head):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """Trains as `keras.Model.fit` does; warns if all labels are of one class."""
-        labels = targets_of(x, y)
+        labels = np.asarray(y) if isinstance(y, list) else targets_of(x, y)
         if isinstance(labels, np.ndarray) and labels.size > 1 and (labels == labels.flat[0]).all():
             warnings.warn(
                 f"All labels are the same class, {labels.flat[0]}: the model will learn to answer "
@@ -98,6 +105,8 @@ class TextClassifier(Head):
         return super().fit(x, y, *args, **kwargs)
 
     outputs_are_logits = True
+    text_batches = text_inputs.classifier_batches
+    learn_from = text_inputs.learn_class_names
 
     def task_loss(self, y, outputs):
         return class_loss(y, outputs)
@@ -129,8 +138,8 @@ class TextClassifier(Head):
         """Returns the classes of texts, or of pairs of texts.
 
         Args:
-            texts: texts, or pairs `(first, second)`; what exceeds the backbone's
-                `max_sequence_length` is cut as in `kgpt.data.classification` and `entailment`.
+            texts: texts, or pairs `(first, second)`; what exceeds the model's `sequence_length` is
+                cut as in `kgpt.data.classification` and `entailment`.
             batch_size: int. Texts in a batch.
             probabilities: bool. Whether to return the probabilities of all classes instead.
 
@@ -141,17 +150,7 @@ class TextClassifier(Head):
         Raises:
             ValueError: without a tokenizer, and for anything but a list of texts or pairs.
         """
-        self.check_tokenizer()
-        logits = self.predict(
-            tasks.unlabelled(
-                texts,
-                self.tokenizer,
-                self.backbone.max_sequence_length,
-                batch_size,
-                self.both_orders,
-            ),
-            verbose=0,
-        )
+        logits = self.predict(text_inputs.batches_of(self, texts, batch_size=batch_size), verbose=0)
         if probabilities:
             return ops.convert_to_numpy(ops.softmax(logits, axis=-1))
         classes = logits.argmax(axis=-1).tolist()

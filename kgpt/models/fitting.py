@@ -5,8 +5,10 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
+from kgpt.data.text_sources import is_text, split_texts
 from kgpt.data.updates import Updates, by_update
 from kgpt.models.checks import check_rate_callbacks, check_something_counts
+from kgpt.models.text_inputs import batches_of
 
 # A fit of unknown length has no end to decay towards: the rate stays at its peak.
 UNKNOWN_STEPS = 10**9
@@ -36,24 +38,34 @@ def fit(
     trace, so that it may be the training data itself. `shuffle=None` is True for arrays and
     PyDatasets. `class_weight` counts with every source, and beside `sample_weight` as a factor;
     its keys are numbers or names of classes. What has no effect beside `x` is refused.
+
+    Texts go straight in: a list, an array or a column of str, pairs, a tuple of two columns, or a
+    `tf.data.Dataset` of batches of strings. The model's tokenizer and `sequence_length` make of
+    them what the functions of `kgpt.data` make. A model that is not compiled is compiled by
+    `compile()`.
     """
+    _compile_if_needed(self)
     has_order = kind_of(x) not in (None, "a PyDataset")
     split = validation_split or None
     given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
     given["shuffle"] = shuffle if has_order else None
     refuse_beside_batches(x, **given, validation_split=split)
+    if split and validation_data is None:
+        split_data = split_texts if is_text(x) else train_validation_split
+        (x, y, sample_weight), validation_data = split_data((x, y, sample_weight), split)
+    shuffle = not has_order and shuffle is not False
+    x, y, sample_weight = _without_texts(
+        self, x, y, sample_weight, batch_size, seed=0 if shuffle else None, learns=True
+    )
     callbacks = _prepare_fit(self, class_weight, callbacks)
     self.training_data = x
-    shuffle = not has_order and shuffle is not False
-    if split and validation_data is None:
-        (x, y, sample_weight), validation_data = train_validation_split(
-            (x, y, sample_weight), split
-        )
     training, validation = _source(self, x, y, sample_weight, shuffle), None
     if validation_data is not None:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
         given = {"y": y, "sample_weight": sample_weight}
         refuse_beside_batches(x, **given, validation_batch_size=validation_batch_size)
+        size = validation_batch_size or batch_size
+        x, y, sample_weight = _without_texts(self, x, y, sample_weight, size)
         validation = _source(self, _from_beginning(x, validation_steps), y, sample_weight)
         validation_data = validation.data
     options = {"validation_data": validation_data, "validation_steps": validation_steps}
@@ -82,11 +94,16 @@ def evaluate(
     return_dict=False,
     **kwargs,
 ):
-    """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning."""
+    """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning.
+
+    Texts go straight in, as in `fit`.
+    """
+    _compile_if_needed(self)
     source = None
     if not kwargs.get("_use_cached_eval_dataset"):  # as in the validation of a fit
         given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
         refuse_beside_batches(x, **given)
+        x, y, sample_weight = _without_texts(self, x, y, sample_weight, batch_size)
         source = _source(self, _from_beginning(x, steps), y, sample_weight)
         x, y, sample_weight = source.data
     with errors_of(source):
@@ -99,9 +116,10 @@ def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None
     """Predicts as `keras.Model.predict` does; batches of `kgpt.data` from their beginning.
 
     The outputs of task batches are in the order of the texts; with `steps`, those of the first
-    `steps * batch_size` texts.
+    `steps * batch_size` texts. Texts go straight in, as in `fit`.
     """
     refuse_beside_batches(x, batch_size=batch_size)
+    x, _, _ = _without_texts(self, x, None, None, batch_size)
     x = _from_beginning(x, steps)
     self.check_data(x)
     source = CheckedSource(
@@ -132,6 +150,20 @@ def predict_on_batch(self, x):
     """Predicts as `keras.Model.predict_on_batch` does."""
     self.check_data(x)
     return keras.Model.predict_on_batch(self, x)
+
+
+def _compile_if_needed(task):
+    if not task.compiled:
+        task.compile()
+
+
+def _without_texts(task, x, y, sample_weight, batch_size, seed=None, learns=False):
+    """Returns data of texts as batches of token ids, and other data as they are."""
+    if not is_text(x):
+        return x, y, sample_weight
+    if learns:
+        task.learn_from(y)
+    return batches_of(task, x, y, sample_weight, batch_size, seed), None, None
 
 
 def _source(task, x, y, sample_weight, shuffle=False):

@@ -44,6 +44,9 @@ class Head(Task):
         lm_loss_weight: float, at least 0. The paper's lambda; at 0 there is no second loss.
         num_sequences: int. Number of sequences in an example; None for any number.
         task_metrics: Keras metrics of `(y, outputs)` to report as well.
+        sequence_length: optional int. Most tokens of a text that goes into `fit`, `evaluate` and
+            `predict`, special ones included; the backbone's maximum if None.
+        truncate: "end" or "start": what a longer text loses.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
@@ -65,6 +68,8 @@ class Head(Task):
         lm_loss_weight: float = 0.5,
         num_sequences: int | None = None,
         task_metrics=(),
+        sequence_length: int | None = None,
+        truncate: str = "end",
         **kwargs,
     ):
         # === Functional model ===
@@ -76,7 +81,7 @@ class Head(Task):
         last_states = LastTokenStates(dtype=backbone.dtype_policy, name="last_states")
         hidden_states = backbone(MergeSequences(name="merge_sequences")(inputs))
         outputs = head(last_states(hidden_states, inputs["padding_mask"]))
-        super().__init__(backbone, inputs, outputs, tokenizer=tokenizer, **kwargs)
+        super().__init__(backbone, inputs, outputs, tokenizer, sequence_length, truncate, **kwargs)
         # A function and not the model: as an attribute that would be saved as a part of this one.
         self.states_and_outputs = keras.Model(inputs, (hidden_states, outputs), name="step").call
 
@@ -188,15 +193,6 @@ class Head(Task):
             is_learning,
         )
         return loss
-
-    def check_tokenizer(self):
-        """Raises ValueError if the model has no tokenizer."""
-        if self.tokenizer is None:
-            raise ValueError(
-                "To predict from text, a model needs its tokenizer. Received: a "
-                f"{type(self).__name__} without one. Try {type(self).__name__}(..., "
-                "tokenizer=tokenizer)."
-            )
 
     def get_config(self):
         return {**super().get_config(), "lm_loss_weight": self.lm_loss_weight}

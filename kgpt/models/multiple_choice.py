@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kgpt.arguments import checked
-from kgpt.data import tasks
+from kgpt.models import text_inputs
 from kgpt.models.class_labels import check_class_labels, class_loss
 from kgpt.models.head import Head, output_projection_layer
 from kgpt.models.sample_weights import read_class_weight, weigh_labels
@@ -25,6 +25,8 @@ class MultipleChoice(Head):
         tokenizer: optional `kgpt.Tokenizer`, for `predict_text`; saved in the model's file.
         lm_loss_weight: float. The paper's lambda: the weight of the language-model loss.
         dropout: float in [0, 1). Used on the states that the numbers are read from.
+        sequence_length: optional int. Most tokens of a text that goes into `fit`, `evaluate` and
+            `predict`, special ones included; the backbone's maximum if None.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
@@ -47,6 +49,7 @@ class MultipleChoice(Head):
         tokenizer=None,
         lm_loss_weight: float = 0.5,
         dropout: float = 0.1,
+        sequence_length: int | None = None,
         **kwargs,
     ):
         head_dropout = keras.layers.Dropout(
@@ -57,6 +60,7 @@ class MultipleChoice(Head):
             backbone,
             head=lambda states: ops.squeeze(output_projection(head_dropout(states)), axis=-1),
             tokenizer=tokenizer,
+            sequence_length=sequence_length,
             lm_loss_weight=lm_loss_weight,
             task_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
             **kwargs,
@@ -65,6 +69,7 @@ class MultipleChoice(Head):
         self.dropout = dropout
 
     outputs_are_logits = True
+    text_batches = text_inputs.choice_batches
 
     def task_loss(self, y, outputs):
         return class_loss(y, outputs)
@@ -103,7 +108,7 @@ class MultipleChoice(Head):
         """Returns the number of the best choice for each context.
 
         Args:
-            contexts: list of texts; what exceeds the backbone's `max_sequence_length` is cut as in
+            contexts: list of texts; what exceeds the model's `sequence_length` is cut as in
                 `kgpt.data.multiple_choice`.
             choices: list of lists of texts, the same number for each context.
             batch_size: int. Contexts in a batch.
@@ -115,15 +120,14 @@ class MultipleChoice(Head):
         Raises:
             ValueError: without a tokenizer, and as `kgpt.data.multiple_choice`.
         """
-        self.check_tokenizer()
-        length = self.backbone.max_sequence_length
-        batches = tasks.multiple_choice(
-            contexts, choices, None, self.tokenizer, length, batch_size, seed=None
+        logits = self.predict(
+            text_inputs.batches_of(self, (contexts, choices), batch_size=batch_size), verbose=0
         )
-        logits = self.predict(batches, verbose=0)
         if probabilities:
             return ops.convert_to_numpy(ops.softmax(logits, axis=-1))
         return logits.argmax(axis=-1).tolist()
 
     def get_config(self):
-        return {**super().get_config(), "dropout": self.dropout}
+        config = {**super().get_config(), "dropout": self.dropout}
+        del config["truncate"]  # contexts always lose their beginning
+        return config

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.arguments import checked
-from kgpt.data import tasks
+from kgpt.models import text_inputs
 from kgpt.models.checks import as_array
 from kgpt.models.head import Head, output_projection_layer
 
@@ -29,6 +29,9 @@ class TextRegressor(Head):
             them; no effect on single texts.
         lm_loss_weight: float. The paper's lambda: the weight of the language-model loss.
         dropout: float in [0, 1). Used on the state that the numbers are read from.
+        sequence_length: optional int. Most tokens of a text that goes into `fit`, `evaluate` and
+            `predict`, special ones included; the backbone's maximum if None.
+        truncate: "end" or "start": what a longer text loses.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
@@ -55,6 +58,8 @@ class TextRegressor(Head):
         both_orders: bool = True,
         lm_loss_weight: float = 0.5,
         dropout: float = 0.1,
+        sequence_length: int | None = None,
+        truncate: str = "end",
         **kwargs,
     ):
         head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
@@ -63,6 +68,8 @@ class TextRegressor(Head):
             backbone,
             head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),
             tokenizer=tokenizer,
+            sequence_length=sequence_length,
+            truncate=truncate,
             lm_loss_weight=lm_loss_weight,
             task_metrics=[keras.metrics.MeanAbsoluteError(name="mean_absolute_error")],
             **kwargs,
@@ -71,6 +78,8 @@ class TextRegressor(Head):
         self.num_outputs = num_outputs
         self.both_orders = both_orders
         self.dropout = dropout
+
+    text_batches = text_inputs.regressor_batches
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
         if y is not None:  # `(batch,)` is `(batch, 1)`, for loss and metrics alike
@@ -111,8 +120,8 @@ class TextRegressor(Head):
         """Returns the outputs for texts, or for pairs of texts.
 
         Args:
-            texts: texts, or pairs `(first, second)`; what exceeds the backbone's
-                `max_sequence_length` is cut as in `kgpt.data.regression`.
+            texts: texts, or pairs `(first, second)`; what exceeds the model's `sequence_length` is
+                cut as in `kgpt.data.regression`.
             batch_size: int. Texts in a batch.
 
         Returns:
@@ -121,10 +130,7 @@ class TextRegressor(Head):
         Raises:
             ValueError: without a tokenizer, and for anything but a list of texts or pairs.
         """
-        self.check_tokenizer()
-        length = self.backbone.max_sequence_length
-        batches = tasks.unlabelled(texts, self.tokenizer, length, batch_size, self.both_orders)
-        return self.predict(batches, verbose=0)
+        return self.predict(text_inputs.batches_of(self, texts, batch_size=batch_size), verbose=0)
 
     def get_config(self):
         return {

@@ -61,6 +61,9 @@ class Task(keras.Model):
     Args:
         backbone: the `GPTBackbone` underneath.
         tokenizer: optional `kgpt.Tokenizer`; it is saved in the model's file.
+        sequence_length: optional int. Most tokens of a text that goes into `fit`, `evaluate` and
+            `predict`; the backbone's maximum if None.
+        truncate: "end" or "start": what a longer text loses.
         inputs: the functional model's inputs.
         outputs: the functional model's outputs.
 
@@ -68,7 +71,16 @@ class Task(keras.Model):
         ValueError: if the tokenizer has more tokens than the backbone.
     """
 
-    def __init__(self, backbone, inputs, outputs, tokenizer=None, **kwargs):
+    def __init__(
+        self,
+        backbone,
+        inputs,
+        outputs,
+        tokenizer=None,
+        sequence_length: int | None = None,
+        truncate: str = "end",
+        **kwargs,
+    ):
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
         if tokenizer is not None and tokenizer.vocabulary_size > backbone.vocabulary_size:
             raise ValueError(
@@ -78,8 +90,11 @@ class Task(keras.Model):
                 f"vocabulary_size={tokenizer.vocabulary_size}, or, to keep what it has learned, "
                 f"backbone = backbone.with_vocabulary_size({tokenizer.vocabulary_size})."
             )
+        backbone.embedding.check_length(sequence_length)
         self.backbone = backbone
         self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self.truncate = truncate
         self.own_metrics = []
         uncounted = _Uncounted(name="uncounted_targets")
         self._uncounted = lambda: uncounted  # as an attribute it would be saved in files
@@ -164,6 +179,16 @@ class Task(keras.Model):
         check_ids("token_ids", token_ids, self.backbone.vocabulary_size)
         if token_ids is not None and token_ids.ndim > 1:
             self.backbone.embedding.check_length(token_ids.shape[-1])
+
+    def text_batches(self, rows, y, **options):
+        """Returns the batches of `kgpt.data` for texts that go straight into `fit`."""
+        raise ValueError(
+            f"A {type(self).__name__} reads batches of token ids. Received: texts. Try one of the "
+            "functions of kgpt.data, or define text_batches(rows, y, **options)."
+        )
+
+    def learn_from(self, y):
+        """Learns what the targets of the first `fit` say of the model, such as names of classes."""
 
     def known_targets(self, x):
         """Returns the targets that arrays of inputs have in them; ValueError if there are none."""
@@ -326,6 +351,8 @@ class Task(keras.Model):
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "tokenizer": keras.saving.serialize_keras_object(self.tokenizer),
+            "sequence_length": self.sequence_length,
+            "truncate": self.truncate,
             "name": self.name,
             "trainable": self.trainable,
             "quantization": quantization_config(self, without=self.backbone),

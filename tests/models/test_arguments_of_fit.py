@@ -35,28 +35,29 @@ def loss_of(model, *data, **options):
     return model.fit(*data, verbose=0, **options).history["loss"][0]
 
 
-class TestClassWeight:
-    CLASS_WEIGHT = {0: 10.0, 1: 0.5}
+CLASS_WEIGHT = {0: 10.0, 1: 0.5}
 
+
+class TestClassWeight:
     def expected(self):
         """The loss of weighted rows, by hand: each row's loss times the weight of its class."""
         model, (x, y) = make_classifier(), make_arrays()
-        weights = np.array([self.CLASS_WEIGHT[label] for label in y], "float32")
+        weights = np.array([CLASS_WEIGHT[label] for label in y], "float32")
         return model.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)["loss"]
 
     def test_it_counts_with_arrays(self):
-        loss = loss_of(make_classifier(), *make_arrays(), class_weight=self.CLASS_WEIGHT)
+        loss = loss_of(make_classifier(), *make_arrays(), class_weight=CLASS_WEIGHT)
 
         np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
 
     def test_it_counts_with_batches_of_kgpt_data(self):
-        loss = loss_of(make_classifier(), make_data(), class_weight=self.CLASS_WEIGHT)
+        loss = loss_of(make_classifier(), make_data(), class_weight=CLASS_WEIGHT)
 
         np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
 
     @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
     def test_it_counts_with_every_source(self, source):
-        loss = loss_of(make_classifier(), source(*make_arrays()), class_weight=self.CLASS_WEIGHT)
+        loss = loss_of(make_classifier(), source(*make_arrays()), class_weight=CLASS_WEIGHT)
 
         np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
 
@@ -64,11 +65,11 @@ class TestClassWeight:
         rows = np.linspace(0.5, 2, len(TEXTS)).tolist()
         model, (x, y) = make_classifier(), make_arrays()
         [(_, _, ordered)] = make_data(len(TEXTS), seed=None, sample_weight=rows)
-        weights = ordered * np.array([self.CLASS_WEIGHT[label] for label in y], "float32")
+        weights = ordered * np.array([CLASS_WEIGHT[label] for label in y], "float32")
         expected = model.evaluate(x, y, sample_weight=weights, verbose=0)[0]
 
         data = make_data(sample_weight=rows)
-        loss = loss_of(make_classifier(), data, class_weight=self.CLASS_WEIGHT)
+        loss = loss_of(make_classifier(), data, class_weight=CLASS_WEIGHT)
 
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -77,7 +78,7 @@ class TestClassWeight:
         plain = model.evaluate(*arrays, verbose=0)[0]
 
         history = model.fit(
-            *arrays, class_weight=self.CLASS_WEIGHT, validation_data=arrays, verbose=0
+            *arrays, class_weight=CLASS_WEIGHT, validation_data=arrays, verbose=0
         ).history
         second = loss_of(model, *arrays)
 
@@ -87,15 +88,15 @@ class TestClassWeight:
     def test_it_counts_with_a_loss_of_keras(self):
         model, (x, y) = make_classifier(), make_arrays()
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        weights = np.array([self.CLASS_WEIGHT[label] for label in y], "float32")
+        weights = np.array([CLASS_WEIGHT[label] for label in y], "float32")
         expected = model.evaluate(x, y, sample_weight=weights, verbose=0)
 
-        loss = loss_of(model, make_data(batch_size=6), class_weight=self.CLASS_WEIGHT)
+        loss = loss_of(model, make_data(batch_size=6), class_weight=CLASS_WEIGHT)
 
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
     def test_it_counts_in_train_on_batch(self):
-        loss = make_classifier().train_on_batch(*make_arrays(), class_weight=self.CLASS_WEIGHT)[0]
+        loss = make_classifier().train_on_batch(*make_arrays(), class_weight=CLASS_WEIGHT)[0]
 
         np.testing.assert_allclose(loss, self.expected(), rtol=1e-5)
 
@@ -115,7 +116,7 @@ class TestClassWeight:
         weights = np.where(y == 0, 10.0, 0.5).astype("float32")
         expected = model.evaluate(x, y, sample_weight=weights, verbose=0)[0]
 
-        loss = loss_of(model, data, class_weight=self.CLASS_WEIGHT)
+        loss = loss_of(model, data, class_weight=CLASS_WEIGHT)
 
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
 

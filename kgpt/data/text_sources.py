@@ -1,0 +1,135 @@
+"""Texts as `fit`, `evaluate` and `predict` take them: columns, and `tf.data` of strings."""
+
+import numpy as np
+from keras.src.trainers.data_adapters import data_adapter_utils, is_tf_dataset
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+
+from kgpt.data.columns import check_columns
+
+_COLUMNS = (list, tuple, np.ndarray)
+
+
+def is_text(x) -> bool:
+    """Returns whether data are texts: a column, rows of texts, two columns, or `tf.data`."""
+    if is_tf_dataset(x):
+        import tensorflow as tf
+
+        spec = x.element_spec
+        while isinstance(spec, tuple) and spec:
+            spec = spec[0]
+        return getattr(spec, "dtype", None) == tf.string
+    if isinstance(x, str):
+        return True
+    if getattr(x, "dtype", None) is not None and str(x.dtype) not in ("object", "str", "string"):
+        return isinstance(x, np.ndarray) and x.dtype.kind == "U"
+    is_column = isinstance(x, _COLUMNS) or (hasattr(x, "__getitem__") and hasattr(x, "__len__"))
+    if isinstance(x, dict) or not is_column or len(x) == 0:
+        return False
+    first = next(iter(x))
+    return isinstance(first, str) or (isinstance(first, _COLUMNS) and is_text(first))
+
+
+def rows_of(x) -> list:
+    """Returns texts, or pairs of a text and what belongs to it, as rows.
+
+    A tuple of two columns is that, as for Keras's models of several inputs; anything else has a row
+    for each example.
+    """
+    if isinstance(x, str):
+        raise ValueError(f"texts must be a list. Received: the single text {x!r:.60}. Try [text].")
+    if isinstance(x, tuple) and len(x) == 2 and not isinstance(x[0], str):
+        check_columns(first=x[0], second=x[1])
+        return list(zip(x[0], x[1], strict=True))
+    check_columns(texts=x)
+    return list(x)
+
+
+def split_texts(data: tuple, fraction: float) -> tuple[tuple, tuple]:
+    """Returns the first rows of texts and what belongs to them, and the last ones, as Keras does.
+
+    Args:
+        data: `(x, y, sample_weight)`; the last two may be None.
+        fraction: float in (0, 1). The share of the last ones.
+
+    Raises:
+        ValueError: if one of the parts would be empty.
+    """
+    x, *others = data
+    rows = rows_of(x)
+    at = int(len(rows) * (1 - fraction))
+    if not 0 < at < len(rows):
+        raise ValueError(
+            "validation_split must leave rows on both sides. "
+            f"Received: validation_split={fraction} of {len(rows)} rows."
+        )
+    columns = [rows, *(None if column is None else list(column) for column in others)]
+    return tuple(
+        tuple(None if column is None else column[part] for column in columns)
+        for part in (slice(0, at), slice(at, len(rows)))
+    )
+
+
+class TextDataset(DataAdapter):
+    """A `tf.data.Dataset` of batches of strings, encoded batch by batch.
+
+    Args:
+        dataset: batches of texts, `(texts, labels)` or `(texts, labels, sample_weight)`.
+        encode: function from the lists of texts, labels and weights of a batch to `TaskBatches` of
+            it.
+    """
+
+    def __init__(self, dataset, encode):
+        self._dataset, self._encode = dataset, encode
+
+    def __iter__(self):
+        for batch in self._dataset.as_numpy_iterator():
+            x, *others = batch if isinstance(batch, tuple) else (batch,)
+            columns = [_decoded(column) for column in (x if isinstance(x, tuple) else (x,))]
+            others = [None if column is None else _decoded(column) for column in others]
+            x = columns[0] if len(columns) == 1 else tuple(columns)
+            yield self._encode(x, *others, *[None] * (2 - len(others))).in_order()
+
+    def get_numpy_iterator(self):
+        return iter(self)
+
+    def get_jax_iterator(self):
+        return iter(self)
+
+    def get_torch_dataloader(self):
+        return data_adapter_utils.get_torch_dataloader(self)
+
+    def get_tf_dataset(self):
+        import keras
+        import tensorflow as tf
+
+        def spec(array):
+            inputs = array.dtype.kind in "ib" and array.ndim > 1
+            varying = (None, *array.shape[1:-1], None) if inputs else (None, *array.shape[1:])
+            return tf.TensorSpec(varying, array.dtype)
+
+        signature = keras.tree.map_structure(spec, next(iter(self)))
+        return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
+
+    @property
+    def num_batches(self):
+        number = int(self._dataset.cardinality())
+        return number if number >= 0 else None
+
+    @property
+    def batch_size(self):
+        return None
+
+
+def _decoded(column) -> list:
+    column = np.asarray(column)
+    if column.ndim == 0:
+        raise ValueError("A tf.data.Dataset of texts must have batches. Try dataset.batch(32).")
+    if column.dtype.kind in "OS":
+        return [_text(item) for item in column]
+    return column.tolist()
+
+
+def _text(item):
+    if isinstance(item, bytes):
+        return item.decode("utf-8")
+    return item if isinstance(item, str) else [_text(part) for part in item]
