@@ -1,5 +1,6 @@
 """The three styles of tokenizer: their special tokens and their pipelines in `tokenizers`."""
 
+import json
 from collections.abc import Sequence
 
 from kgpt.tokenizer.gpt1_words import gpt1_rules, has_ftfy_and_spacy, import_ftfy_and_spacy
@@ -33,6 +34,23 @@ def pipeline(model, style: str, exact: bool):
 def style_of(tokenizer) -> str | None:
     """Returns the style of a `tokenizers.Tokenizer`, or None if it has none of the three."""
     return _DECODERS.get(type(tokenizer.decoder).__name__)
+
+
+def with_ordinary_unknown(tokenizer):
+    """Returns the tokenizer with `<unk>` as an ordinary token, which transformers makes special.
+
+    It stands for text that the vocabulary lacks, so that decoded text must show it.
+    """
+    from tokenizers import Tokenizer
+
+    added = tokenizer.get_added_tokens_decoder().values()
+    if all(token.content != UNKNOWN for token in added):
+        return tokenizer
+    parts = json.loads(tokenizer.to_str())
+    if parts["model"].get("unk_token") != UNKNOWN or UNKNOWN not in parts["model"]["vocab"]:
+        return tokenizer
+    parts["added_tokens"] = [x for x in parts["added_tokens"] if x["content"] != UNKNOWN]
+    return Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
 
 
 def check_style(style: str, exact: bool | None, styles: Sequence[str] = STYLES) -> bool:

@@ -12,7 +12,13 @@ from kgpt.arguments import checked
 from kgpt.text import shorten
 from kgpt.tokenizer.checks import check_ids, check_texts, check_unicode
 from kgpt.tokenizer.gpt1_words import gpt1_words
-from kgpt.tokenizer.styles import END_OF_TEXT, TASK_TOKENS, check_special_tokens, style_of
+from kgpt.tokenizer.styles import (
+    END_OF_TEXT,
+    TASK_TOKENS,
+    check_special_tokens,
+    style_of,
+    with_ordinary_unknown,
+)
 from kgpt.tokenizer.training import tokenizer_from_vocabulary, train_tokenizer
 
 
@@ -64,13 +70,14 @@ class Tokenizer:
         import tokenizers
 
         try:
-            self._rust = tokenizers.Tokenizer.from_str(tokenizer_json)
+            rust = tokenizers.Tokenizer.from_str(tokenizer_json)
         except Exception as error:
             raise ValueError(
                 "tokenizer_json must be a tokenizer in the tokenizers library's own format: "
                 f"{error}. Received: {shorten(tokenizer_json)}. To read a file, try "
                 "Tokenizer.from_file(path)."
             ) from error
+        self._rust = with_ordinary_unknown(rust)
         style = style_of(self._rust)
         ids = set(self._rust.get_vocab(with_added_tokens=True).values())
         if style is None or ids != set(range(len(ids))):

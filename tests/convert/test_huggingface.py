@@ -22,6 +22,7 @@ safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="the extra `
 VOCABULARY, LENGTH = 53, 7
 SIZES = {"vocab_size": VOCABULARY, "n_positions": 11, "n_embd": 12, "n_layer": 2, "n_head": 3}
 TEXTS = ["the cat sat on the mat, didn't it?\nthe dog did not.\n"] * 3
+GPT1_FILES = "encoder_bpe_40000.json", "vocab_40000.bpe"
 KINDS = ["gpt2", "openai-gpt"]
 
 
@@ -512,6 +513,46 @@ def test_vocabulary_and_merges_are_enough_for_a_tokenizer(tmp_path):
 
     assert back.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
     assert back.special_tokens == tokenizer.special_tokens
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_tokenizer_comes_back_from_transformers_with_its_special_tokens(
+    transformers, tmp_path, exact
+):
+    if exact:
+        pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
+        pytest.importorskip("spacy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
+    tokenizer = kgpt.Tokenizer.train(TEXTS, 60, style="gpt1", exact=exact)
+    to_huggingface(make_lm(False, tokenizer), tmp_path / "model")
+
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    theirs.save_pretrained(tmp_path / "model")
+    back = from_huggingface(tmp_path / "model").tokenizer
+    from_file = kgpt.Tokenizer.from_file(tmp_path / "model/tokenizer.json")
+
+    assert "<unk>" in theirs.all_special_tokens
+    assert back.special_tokens == from_file.special_tokens == tokenizer.special_tokens
+    assert back.exact == exact
+    ids = tokenizer.encode(TEXTS[0] + " \u2603")
+    assert back.encode(TEXTS[0] + " \u2603") == ids
+    assert "<unk>" in back.decode(ids, skip_special_tokens=True)
+
+
+def test_gpt1s_own_vocabulary_comes_from_transformers_as_from_openais_files(
+    transformers, tmp_path, reference_data
+):
+    files = [reference_data / "vocab/gpt1" / name for name in GPT1_FILES]
+    for file, name in zip(files, ("vocab.json", "merges.txt"), strict=True):
+        shutil.copy(file, tmp_path / name)
+    to_huggingface(make_lm(False), tmp_path / "model")
+    theirs = transformers.OpenAIGPTTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "model")
+
+    expected = kgpt.Tokenizer.from_vocabulary(*files, style="gpt1")
+    back = kgpt.convert.huggingface._read_tokenizer(tmp_path / "model", "gpt1")
+
+    assert back.get_config() == expected.get_config()
+    assert kgpt.Tokenizer.from_file(tmp_path / "model/tokenizer.json").special_tokens == []
 
 
 def test_gpt1s_words_are_not_those_of_transformers(transformers, tmp_path):
