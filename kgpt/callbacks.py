@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 from kgpt.arguments import checked, flag, integer, is_int, refuse
+from kgpt.console import show
 from kgpt.generation import arguments, generate
 from kgpt.metrics import classification_scores, regression_scores
 
@@ -93,7 +94,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             self._epoch = self._steps // self.params["steps"]
         model._initial_epoch = self._epoch  # as keras.callbacks.BackupAndRestore does
         model.fit_began_at_step = self._first_step
-        print(f"Resuming from {checkpoint}: {self._steps} steps done")
+        show(f"Resuming from {checkpoint}: {self._steps} steps done")
 
     def on_epoch_begin(self, epoch, logs=None):
         self._steps_in_epoch = 0
@@ -218,9 +219,9 @@ class GenerateSamples(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         texts = self.model.generate(self.prompts, self.max_new_tokens, **self.kwargs)
-        print()
+        show()
         for text in texts:
-            print(text, end="\n\n")
+            show(text, end="\n\n")
 
 
 class Scores(keras.callbacks.Callback):

@@ -10,6 +10,8 @@ from pathlib import Path
 import keras
 from keras import ops
 
+from kgpt.console import show
+
 _ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
 # The formats that each backend's converters can write with a free batch size and length.
 _FORMATS = {
@@ -238,7 +240,7 @@ def _write(layer, inputs, axes, path, format, verbose, **kwargs):
             shutil.rmtree(path)
         os.replace(Path(folder, path.name), path)
     if verbose:
-        print(f"Written: {path}")
+        show(f"Written: {path}")
 
 
 def _convert(layer, inputs, axes, path, format, **kwargs):

@@ -1,6 +1,9 @@
 """Numbered batches that Keras trains on, and from which an interrupted run resumes."""
 
+import atexit
 import contextlib
+import functools
+import gc
 from collections.abc import Iterator
 
 import keras
@@ -169,6 +172,7 @@ class ResumableBatches(DataAdapter):
     def get_tf_dataset(self):
         import tensorflow as tf
 
+        _end_iterators_at_exit()
         batches = self._batches_from(self._next_batch)
         example = next(batches)
         batches.close()
@@ -194,3 +198,20 @@ class ResumableBatches(DataAdapter):
         if self._epoch_start is not None and self._batches_read <= 2:
             self._next_batch = self._epoch_start
         return len(self)
+
+
+@functools.cache
+def _end_iterators_at_exit():
+    """Ends what is left of TensorFlow's iterators before Python ends.
+
+    An iterator tells Python when it ends. One that is left over (of an interrupted fit, say) ends
+    after Python has, and TensorFlow prints an error.
+    """
+    import tensorflow as tf
+
+    def end_iterators():
+        for thing in gc.get_objects():
+            if issubclass(type(thing), tf.data.Iterator):
+                vars(thing).clear()
+
+    atexit.register(end_iterators)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from kgpt.arguments import checked
+from kgpt.console import ProgressLine
 from kgpt.data.split import split
 from kgpt.text import document_pieces
 
@@ -93,7 +93,7 @@ def write_tokens(
         errors: `"strict"` or `"replace"`. Whether bytes that are not of the encoding raise, or are
             read as the replacement character U+FFFD.
         end_of_text: bool. Whether to write the tokenizer's end-of-text token after each document.
-        progress: bool. Whether to show a progress bar, which counts tokens.
+        progress: bool. Whether to show how many tokens have been written.
         encoding: str. The encoding of files without a byte order mark.
 
     Returns:
@@ -152,13 +152,16 @@ def _encode(
     progress: bool,
 ):
     """Writes the tokens of each piece to its file, and `ending` after each document."""
-    bar = keras.utils.Progbar(None, unit_name="token", verbose=int(progress))
+    line = ProgressLine()
     for batch in _batches(pieces):
         token_ids = tokenizer.encode_batch([text for text, _, _ in batch])
         for ids, (_, ends_document, file) in zip(token_ids, batch, strict=True):
             files[file].append(ids + ending if ends_document else ids, ends_document)
-        bar.update(sum(file.num_tokens for file in files))
-    bar.update(sum(file.num_tokens for file in files), finalize=True)
+        if progress:
+            line.update(f"{sum(file.num_tokens for file in files):,} tokens written ...")
+    if progress:
+        count = sum(file.num_tokens for file in files)
+        line.finish(f"{count:,} tokens written in {line.seconds:.0f} s")
 
 
 class _TokenFile:

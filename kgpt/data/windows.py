@@ -1,5 +1,6 @@
 """Token file -> shuffled, resumable training windows."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,8 +128,7 @@ class TokenWindows(ResumableBatches):
         return self._num_batches
 
     def _read_from(self, batch_number: int) -> Iterator[tuple]:
-        import grain
-
+        grain = _import_grain()
         all_passes = self._order().repeat().map_with_index(self._read)
         batches = iter(all_passes.to_iter_dataset(grain.ReadOptions(_READ_THREADS, _BATCHES_AHEAD)))
         batches.set_state({"next_index": batch_number})
@@ -158,8 +158,7 @@ class TokenWindows(ResumableBatches):
 
     def _order(self):
         """Returns the window numbers of each batch, as a grain dataset of int64 `(batch,)`."""
-        import grain
-
+        grain = _import_grain()
         config = self._config
         order = grain.MapDataset.range(self._num_windows)
         if config["seed"] is not None:
@@ -264,3 +263,15 @@ def _process() -> tuple[int, int]:
     import jax
 
     return jax.process_index(), jax.process_count()
+
+
+def _import_grain():
+    """Imports grain without its warning that JAX, which it needs for profiling only, is missing."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import grain
+    finally:
+        logger.setLevel(level)
+    return grain

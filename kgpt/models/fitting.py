@@ -3,6 +3,7 @@
 import keras
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
+from kgpt.console import with_progress_bar
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
 from kgpt.data.text_sources import is_text, split_texts
@@ -57,7 +58,7 @@ def fit(
     x, y, sample_weight = _without_texts(
         self, x, y, sample_weight, batch_size, seed=0 if shuffle else None, learns=True
     )
-    callbacks = _prepare_fit(self, class_weight, callbacks)
+    callbacks = with_progress_bar(_prepare_fit(self, class_weight, callbacks), verbose)
     self.training_data = x
     training, validation = _source(self, x, y, sample_weight, shuffle), None
     if validation_data is not None:
@@ -106,6 +107,7 @@ def evaluate(
         x, y, sample_weight = _without_texts(self, x, y, sample_weight, batch_size)
         source = _source(self, _from_beginning(x, steps), y, sample_weight)
         x, y, sample_weight = source.data
+    callbacks = with_progress_bar(callbacks, verbose)
     with errors_of(source):
         return keras.Model.evaluate(
             self, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
@@ -125,6 +127,7 @@ def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None
     source = CheckedSource(
         x, None, None, lambda x, *_: self.check_data(x), self.backbone.vocabulary_size
     )
+    callbacks = with_progress_bar(callbacks, verbose)
     with errors_of(source):
         outputs = keras.Model.predict(self, source.data[0], batch_size, verbose, steps, callbacks)
     if isinstance(x, ResumableBatches):

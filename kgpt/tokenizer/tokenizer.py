@@ -70,14 +70,13 @@ class Tokenizer:
         import tokenizers
 
         try:
-            rust = tokenizers.Tokenizer.from_str(tokenizer_json)
+            self._rust = with_ordinary_unknown(tokenizers.Tokenizer.from_str(tokenizer_json))
         except Exception as error:
             raise ValueError(
                 "tokenizer_json must be a tokenizer in the tokenizers library's own format: "
                 f"{error}. Received: {shorten(tokenizer_json)}. To read a file, try "
                 "Tokenizer.from_file(path)."
             ) from error
-        self._rust = with_ordinary_unknown(rust)
         style = style_of(self._rust)
         ids = set(self._rust.get_vocab(with_added_tokens=True).values())
         if style is None or ids != set(range(len(ids))):

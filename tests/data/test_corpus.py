@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, monkeypatch):
 def test_progress_counts_the_tokens(tmp_path, capsys):
     write_tokens(["a text"], ByteTokenizer(), tmp_path / "train.npy")
 
-    assert "7/" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("7 tokens written")
 
 
 def test_the_standard_library_is_a_corpus_of_some_megabytes():

@@ -1,0 +1,185 @@
+"""What kgpt prints: lines that fit the console, in characters that it has."""
+
+import shutil
+import sys
+import time
+
+import keras
+import numpy as np
+
+_BAR_WIDTH = 20
+_SECONDS_BETWEEN_UPDATES = 0.1
+
+
+def show(text: str = "", end: str = "\n") -> None:
+    """Prints a text, with `?` for characters that the console's encoding lacks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
+
+
+class ProgressLine:
+    """A line that is written over while something runs; in a file, only its last state."""
+
+    def __init__(self):
+        self._is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        self.columns = shutil.get_terminal_size().columns if self._is_terminal else None
+        self.start = time.monotonic()
+        self._length, self._updated = 0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The time since the beginning."""
+        return time.monotonic() - self.start
+
+    def update(self, text: str) -> None:
+        """Shows a state, unless the one before is too recent."""
+        now = time.monotonic()
+        if self._is_terminal and now - self._updated >= _SECONDS_BETWEEN_UPDATES:
+            text = text[: self.columns - 1]
+            show("\r" + text.ljust(self._length), end="")
+            self._length, self._updated = len(text), now
+
+    def finish(self, text: str) -> None:
+        """Shows the last state, which may have several lines."""
+        show("\r" + " " * self._length + "\r" + text if self._length else text)
+
+
+class ProgressBar(keras.callbacks.ProgbarLogger):
+    """A progress bar that fits the terminal; in a file or a pipe, the figures of each epoch.
+
+    Keras's own takes more than 80 columns for three metrics, and in a narrower terminal begins a
+    new line with each step.
+    """
+
+    async_safe = True  # as Keras's own
+
+    def __init__(self):
+        super().__init__()
+        self._is_in_fit = False
+
+    def on_train_begin(self, logs=None):
+        self._is_in_fit = True
+
+    def on_train_end(self, logs=None):
+        self._is_in_fit = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.epochs > 1:
+            show(f"Epoch {epoch + 1}/{self.epochs}")
+        self._begin()
+
+    def on_test_begin(self, logs=None):
+        if not self._is_in_fit:
+            self._begin()
+
+    def on_predict_begin(self, logs=None):
+        self._begin()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._step(batch, logs)
+
+    def on_test_batch_end(self, batch, logs=None):
+        if not self._is_in_fit:
+            self._step(batch, logs)
+
+    def on_predict_batch_end(self, batch, logs=None):
+        self._step(batch, None)  # the logs are the outputs
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._end(logs)
+
+    def on_test_end(self, logs=None):
+        if not self._is_in_fit:
+            self._end(logs)
+
+    def on_predict_end(self, logs=None):
+        self._end(None)
+
+    def _begin(self):
+        self.seen, self._first_step_took = 0, None
+        self._line = ProgressLine()
+        self._line.update(f"{self._count()} - the first step takes longest ...")
+
+    def _step(self, batch, logs):
+        self.seen = batch + 1
+        if self._first_step_took is None:
+            self._first_step_took = self._line.seconds, self.seen
+        if self._line.columns is None:
+            return
+        left = (self.target or 0) - self.seen
+        clock = _clock(left * self._seconds_per_step() if left >= 0 else self._line.seconds)
+        text = f"{clock} left" if left >= 0 else clock
+        room = self._line.columns - len(self._count()) - _BAR_WIDTH // 4 - 5
+        for figure in _figures(logs):
+            if len(text) + len(figure) + 3 <= room:
+                text += f" - {figure}"
+        self._line.update(f"{self._count()}{self._bar(room - len(text))} {text}")
+
+    def _end(self, logs):
+        self.target = self.target or self.seen
+        pace = _pace(self._seconds_per_step())
+        text, lines = f"{self._count()} {_clock(self._line.seconds)} {pace}/step", []
+        for figure in _figures(logs):
+            if self._line.columns and len(text) + len(figure) + 3 > self._line.columns:
+                lines.append(text)
+                text = "  " + figure
+            else:
+                text += f" - {figure}"
+        self._line.finish("\n".join([*lines, text]))
+
+    def _count(self):
+        if not self.target:
+            return f"step {self.seen}"
+        return f"{self.seen:>{len(str(self.target))}}/{self.target}"
+
+    def _bar(self, room):
+        if not self.target:
+            return ""
+        width = min(_BAR_WIDTH, room + _BAR_WIDTH // 4)
+        done = width * self.seen // self.target
+        return f" [{'=' * done}{'.' * (width - done)}]"
+
+    def _seconds_per_step(self):
+        """As Keras's: without the first step, which is compiled, if there are others."""
+        took, steps = self._first_step_took or (0, 0)
+        if self.seen > steps:
+            return (self._line.seconds - took) / (self.seen - steps)
+        return self._line.seconds / max(1, self.seen)
+
+
+def with_progress_bar(callbacks, verbose):
+    """Returns the callbacks of a fit with a `ProgressBar` in the place of Keras's own bar.
+
+    Keras keeps its own where lines may have any width, in notebooks, where the user chose another,
+    and for `verbose=2`.
+    """
+    is_list = isinstance(callbacks, keras.callbacks.CallbackList)
+    wants_bar = verbose in ("auto", 1) and keras.config.is_interactive_logging_enabled()
+    if is_list or not wants_bar or "ipykernel" in sys.modules:
+        return callbacks
+    callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
+    if any(isinstance(callback, keras.callbacks.ProgbarLogger) for callback in callbacks):
+        return callbacks
+    return [*callbacks, ProgressBar()]
+
+
+def _figures(logs):
+    values = {name: float(np.mean(value)) for name, value in (logs or {}).items()}
+    return [
+        f"{name}: {value:.4f}" if abs(value) > 1e-3 or value == 0 else f"{name}: {value:.4e}"
+        for name, value in values.items()
+    ]
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes}:{seconds:02d}" if minutes else f"{seconds}s"
+
+
+def _pace(seconds):
+    if seconds >= 1:
+        return f"{seconds:.1f}s"
+    return f"{seconds * 1e3:.0f}ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f}us"

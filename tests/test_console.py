@@ -1,0 +1,196 @@
+"""What kgpt prints fits the console: its encoding, its width, and nothing that nobody meant."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+
+import kgpt
+from kgpt.console import ProgressBar, show
+
+FIT = """
+    import sys
+    import keras, numpy as np
+    import kgpt
+
+    text = "naïve 猫 \\u2603 ➜ café — " * 20
+    tokenizer = kgpt.Tokenizer.train([text], style="characters", special_tokens=())
+    backbone = kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 8, max_sequence_length=16)
+    lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
+    lm.compile("adam")
+    rows = np.array([tokenizer.encode(text)[i : i + 16] for i in range(40)], "int32")
+    for callbacks in ([], [keras.callbacks.ProgbarLogger()]):
+        lm.fit(
+            rows,
+            epochs=1 + len(callbacks),
+            callbacks=[
+                kgpt.callbacks.GenerateSamples("猫", 4, sampler="random"),
+                kgpt.callbacks.ResumableCheckpoint(sys.argv[1] + "/läuft ➜"),
+                *callbacks,
+            ],
+        )
+    lm.evaluate(rows, verbose=2)
+    kgpt.data.write_tokens([text], tokenizer, sys.argv[1] + "/➜.npy", end_of_text=False)
+    print("reached the end")
+"""
+
+
+def run(code, *arguments, **environment):
+    environment = {**os.environ, "KERAS_BACKEND": keras.config.backend(), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_printing_never_ends_a_run(tmp_path, encoding):
+    done = run(FIT, tmp_path, PYTHONIOENCODING=encoding)
+
+    out = done.stdout.decode(encoding)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert out.endswith(f"reached the end{os.linesep}")
+    assert out.count("Resuming from") == 1
+    assert ("läuft ?" if encoding == "cp1252" else "l?uft ?") in out
+    assert "Epoch 2/2" in out
+
+
+def test_text_that_the_console_can_show_is_shown(capsys):
+    show("naïve 猫 \ud800", end="!")
+
+    assert capsys.readouterr().out == "naïve 猫 ?!"
+
+
+# === Width ===
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def lm():
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(13, 1, 2, 8, max_sequence_length=5))
+    lm.compile("adam")
+    return lm
+
+
+@pytest.fixture
+def rows():
+    return np.random.default_rng(0).integers(0, 13, (130, 5), "int32")
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_progress_bar_keeps_to_its_line(lm, rows, monkeypatch, columns):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("kgpt.console._SECONDS_BETWEEN_UPDATES", 0)
+
+    lm.fit(rows, batch_size=2, epochs=2, validation_data=rows[:6])
+    lm.evaluate(rows, batch_size=2)
+    lm.predict(rows, batch_size=2)
+
+    lines = terminal.getvalue().split("\n")
+    states = [state for line in lines for state in line.split("\r")]
+    assert len(states) > 4 * 65
+    assert max(map(len, states)) <= columns
+    assert len(lines) < {40: 24, 80: 10}[columns]
+    for name in ("loss", "accuracy", "perplexity"):
+        assert len(re.findall(rf"\bval_{name}: ", terminal.getvalue())) == 2
+        assert re.search(rf"\b{name}: ", terminal.getvalue())
+    if columns == 80:
+        assert re.search(
+            r"10/65 \[=+\.+\] \d+s left - accuracy: .* - perplexity: ", "".join(states)
+        )
+
+
+def test_a_file_gets_the_figures_of_each_epoch_in_one_line(lm, rows, capsys):
+    lm.fit(rows, batch_size=2, epochs=2, validation_data=rows[:6])
+
+    out = capsys.readouterr().out
+    first, figures, second, _ = out.splitlines()
+    assert (first, second) == ("Epoch 1/2", "Epoch 2/2")
+    assert figures.startswith("65/65 ")
+    assert " - val_perplexity: " in figures
+    assert not {"\r", "\b", "\x1b"} & set(out)
+
+
+def test_data_of_unknown_length_has_a_bar_too(lm, rows, capsys):
+    lm.fit(((row[None],) for row in rows[:7]), verbose=1, shuffle=False)
+
+    assert capsys.readouterr().out.startswith("7/7 ")
+
+
+@pytest.mark.parametrize("options", [{"verbose": 0}, {"verbose": 2}])
+def test_another_verbosity_is_kerass(lm, rows, capsys, options):
+    lm.fit(rows, **options)
+
+    assert (" - loss: " in capsys.readouterr().out) == (options["verbose"] == 2)
+
+
+def test_a_bar_of_the_users_own_is_left_alone(lm, rows, capsys):
+    class Silent(keras.callbacks.ProgbarLogger):
+        def on_epoch_begin(self, epoch, logs=None):
+            pass
+
+        on_epoch_end = on_train_batch_end = on_epoch_begin
+
+    lm.fit(rows, callbacks=[Silent()])
+
+    assert capsys.readouterr().out == ""
+
+
+def test_the_bar_of_another_keras_model_can_be_this_one(rows, capsys):
+    model = keras.Sequential([keras.layers.Embedding(13, 3), keras.layers.Dense(13)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
+
+    model.fit(rows, rows, callbacks=[ProgressBar()])
+
+    assert capsys.readouterr().out.startswith("5/5 ")
+
+
+# === Noise ===
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="an iterator of TensorFlow's")
+def test_an_interrupted_fit_ends_without_an_error_of_tensorflows(tmp_path):
+    np.save(tmp_path / "tokens.npy", np.zeros(100, "uint16"))
+    code = """
+        import sys
+        import kgpt
+
+        train = kgpt.data.windows(sys.argv[1], 4, 2, repeat=True)
+        iterator = iter(train.get_tf_dataset())
+        next(iterator)
+    """
+
+    done = run(code, tmp_path / "tokens.npy")
+
+    assert done.returncode == 0
+    assert b"finalizing" not in done.stderr
+
+
+def test_batches_come_without_a_warning_where_jax_is_missing(tmp_path):
+    np.save(tmp_path / "tokens.npy", np.zeros(100, "uint16"))
+    code = """
+        import sys
+        import kgpt
+
+        sys.modules["jax"] = None  # its import fails
+        next(iter(kgpt.data.windows(sys.argv[1], 4, 2)))
+    """
+
+    done = run(code, tmp_path / "tokens.npy", KERAS_BACKEND="tensorflow")
+
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"jax profiler" not in done.stderr
