@@ -22,9 +22,14 @@ Needs: pip install scikit-learn scipy matplotlib.
 
 import argparse
 import csv
+import importlib.util
 import json
+import os
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
 import keras
 import numpy as np
@@ -56,7 +61,15 @@ def parse_arguments():
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="in fine-tuning")
     parser.add_argument("--examples", type=int, help="train on this many examples at most")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    needed = {"sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib"}
+    missing = [needed[name] for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"packages are missing. Try: pip install {' '.join(missing)}")
+    for name in ("pretraining_steps", "epochs"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return arguments
 
 
 # === The tasks: (texts or pairs or (contexts, choices), labels) of each split ===
@@ -311,12 +324,16 @@ def draw(results, tasks, variants, path):
 
 def main():
     arguments = parse_arguments()
+    splits = {  # read before training, so that a missing file is noticed
+        task: [READERS[task](arguments.data / task, is_training) for is_training in (True, False)]
+        for task in arguments.tasks
+    }
     tokenizer = pretrain(arguments)
     results_file = arguments.output / "results.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
     for seed in arguments.seeds:
         for task in arguments.tasks:
-            train, valid = (READERS[task](arguments.data / task, is_tr) for is_tr in (True, False))
+            train, valid = splits[task]
             if arguments.examples:
                 examples, labels = train
                 most = arguments.examples
@@ -350,4 +367,5 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for a console without the characters of a sample
     main()

@@ -8,7 +8,13 @@ preferred one is the name of a letter, the other the name of any other character
 the example needs no download.
 """
 
+import argparse
+import os
 import random
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
 import keras
 from keras import ops
@@ -47,6 +53,10 @@ def batches(preferred, others, tokenizer):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/custom_head"))
+    file = parser.parse_args().output / "reward.keras"
+    file.parent.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     train, valid = comparisons("train", 3000), comparisons("validation", 500)
     tokenizer = kgpt.Tokenizer.train([*train[0], *train[1]], vocabulary_size=1000)
@@ -57,10 +67,14 @@ def main():
     data = batches(*train, tokenizer)
     model.compile(kgpt.recipes.finetuning_optimizer(2 * len(data), learning_rate=1e-3))
     model.fit(data, epochs=2, verbose=2)
+    model.save(file)
 
     scores = model.predict(batches(*valid, tokenizer), verbose=0)[..., 0]  # (batch, 2)
-    print(f"Letters score higher in {(scores[:, 0] > scores[:, 1]).mean():.1%} of new pairs.")
+    share = (scores[:, 0] > scores[:, 1]).mean()
+    print(f"Letters score higher in {share:.1%} of {len(scores)} new pairs.")
+    print(f"Saved: {file}")
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for a console without the characters of a sample
     main()

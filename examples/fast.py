@@ -8,7 +8,11 @@ The model of `examples/shakespeare.py`, 4 layers, 4 heads, width 128, context 64
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
 import keras
 
@@ -60,6 +64,7 @@ def main():
     )
     lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
     lm.compile(kgpt.recipes.fast_optimizer(STEPS))
+    print(f"Training for {STEPS} steps, some 2 minutes on 2 cores ...")
     history = lm.fit(
         train,
         epochs=EVALUATIONS,
@@ -68,13 +73,15 @@ def main():
         verbose=2,
     )
 
+    lm.save(output / "lm.keras")
     print(lm.generate("\n", max_new_tokens=300, sampler="top_k", seed=0, sliding_window=True))
+    print("On the last tenth of the text, after training on")
     for part, loss in enumerate(history.history["val_loss"], start=1):
         tokens = part * STEPS // EVALUATIONS * BATCH * CONTEXT
         print(f"{tokens:>8,} tokens: validation loss {loss:.4f} nats per character")
-    lm.save(output / "lm.keras")
     print(f"Saved: {output / 'lm.keras'}")
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for a console without the characters of a sample
     main()

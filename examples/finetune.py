@@ -22,7 +22,11 @@ Needs: pip install scikit-learn scipy, and for your own data: pip install datase
 
 import argparse
 import math
+import os
+import sys
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
 import keras
 
@@ -44,7 +48,11 @@ def parse_arguments():
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--lm-loss-weight", type=float, default=0.5, help="the paper's lambda")
     parser.add_argument("--examples", type=int, default=6000, help="train on so many at most")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("epochs", "batch_size", "examples"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return arguments
 
 
 # === Labelled text: a function for each task, from a split's name to columns ===
@@ -132,26 +140,29 @@ def all_texts(columns):
             yield from [text] if isinstance(text, str) else text
 
 
-def pretrained(columns, name, arguments):
-    """The body and its tokenizer: from a file, or small and trained on the task's own texts."""
+def body(columns, arguments):
+    """The body and its tokenizer: from a file, or small and untrained, for the task's own texts."""
     if arguments.model:
         lm = keras.saving.load_model(arguments.model)
         tokenizer = lm.tokenizer.with_special_tokens()  # start, delimiter, classify, if need be
         return lm.backbone.with_vocabulary_size(tokenizer.vocabulary_size), tokenizer
-    texts = list(all_texts(columns))
-    tokenizer = kgpt.Tokenizer.train(texts, vocabulary_size=2048)
-    folder = arguments.output / name
-    folder.mkdir(parents=True, exist_ok=True)
-    tokens = kgpt.data.write_tokens(texts, tokenizer, folder / "tokens.npy", progress=False)
-    windows = kgpt.data.windows(tokens.path, sequence_length=64, batch_size=16, seed=0, repeat=True)
+    tokenizer = kgpt.Tokenizer.train(all_texts(columns), vocabulary_size=2048)
     backbone = kgpt.GPTBackbone.from_preset(
         "gpt_nano", vocabulary_size=tokenizer.vocabulary_size, max_sequence_length=128
     )
+    return backbone, tokenizer
+
+
+def pretrain(backbone, tokenizer, columns, folder):
+    """Trains the body on the task's own texts, without their labels."""
+    tokens = kgpt.data.write_tokens(
+        all_texts(columns), tokenizer, folder / "tokens.npy", progress=False
+    )
+    windows = kgpt.data.windows(tokens.path, sequence_length=64, batch_size=16, seed=0, repeat=True)
     lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
     lm.compile(kgpt.recipes.pretraining_optimizer(steps=600, learning_rate=2e-3))
-    print(f"Pretraining on {tokens.num_tokens:,} tokens of the task's texts ...")
+    print(f"Pretraining on {tokens.num_tokens:,} tokens of the task's texts (about a minute) ...")
     lm.fit(windows, epochs=2, steps_per_epoch=300, verbose=2)
-    return backbone, tokenizer
 
 
 def show_predictions(model, columns):
@@ -186,7 +197,10 @@ def finetune(name, load, arguments):
         class_names = sorted(set(labels)) if isinstance(labels[0], str) else range(max(labels) + 1)
         class_names = [str(name) for name in class_names]
 
-    backbone, tokenizer = pretrained(train, name, arguments)
+    # What can be wrong with the data or is not installed shows here, before anything is trained.
+    file = arguments.output / name / "model.keras"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    backbone, tokenizer = body(train, arguments)
     train_batches = make_batches(train, tokenizer, class_names, 0, arguments)
     valid_batches = make_batches(valid, tokenizer, class_names, None, arguments)
     model = make_model(train, backbone, tokenizer, class_names, arguments)
@@ -195,16 +209,18 @@ def finetune(name, load, arguments):
             arguments.epochs * len(train_batches), learning_rate=arguments.learning_rate
         )
     )
+    scores = kgpt.callbacks.Scores(valid_batches)
+
+    if not arguments.model:
+        pretrain(backbone, tokenizer, train, file.parent)
     print(f"Fine-tuning on {train_batches.num_examples:,} examples ...")
     model.fit(
         train_batches,
         epochs=arguments.epochs,
-        callbacks=[kgpt.callbacks.Scores(valid_batches)],
+        callbacks=[scores],
         verbose=2,
     )
 
-    file = arguments.output / name / "model.keras"
-    file.parent.mkdir(parents=True, exist_ok=True)
     model.save(file)
     print(f"Saved as {file}; predictions for texts that it has not seen:")
     show_predictions(keras.saving.load_model(file), valid)
@@ -220,4 +236,5 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for a console without the characters of a sample
     main()

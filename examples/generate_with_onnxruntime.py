@@ -10,11 +10,18 @@ Needs: pip install onnx onnxruntime, and tf2onnx (tensorflow backend) or onnxscr
 """
 
 import argparse
+import importlib.util
+import os
+import sys
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
 import numpy as np
 import onnxruntime
 import tokenizers
+
+CONVERTERS = {"tensorflow": ["onnx", "tf2onnx"], "torch": ["onnx", "onnxscript"]}
 
 
 def generate(session, tokenizer, prompt, max_new_tokens):
@@ -41,8 +48,8 @@ def generate(session, tokenizer, prompt, max_new_tokens):
     return tokenizer.decode(tokens)
 
 
-def make_tiny_model():
-    """A language model of a few short sentences."""
+def make_tiny_model(file):
+    """A language model of a few short sentences, saved in a file."""
     import keras
 
     import kgpt
@@ -58,6 +65,7 @@ def make_tiny_model():
     lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
     lm.compile("adam")
     lm.fit(rows, epochs=3, verbose=2)
+    lm.save(file)
     return lm
 
 
@@ -76,7 +84,22 @@ def main():
 
     import kgpt  # noqa: F401 - its classes, for load_model
 
-    lm = keras.saving.load_model(arguments.model) if arguments.model else make_tiny_model()
+    packages = CONVERTERS.get(keras.config.backend())
+    if packages is None:
+        parser.error("the jax backend exports no ONNX: set KERAS_BACKEND=tensorflow or torch")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"packages are missing. Try: pip install {' '.join(missing)}")
+    if arguments.model:
+        lm = keras.saving.load_model(arguments.model)
+    else:
+        lm = make_tiny_model(output / "lm.keras")
+    length = len(lm.tokenizer.encode(arguments.prompt)) + arguments.max_new_tokens
+    if length > lm.backbone.max_sequence_length:
+        parser.error(
+            f"prompt and new tokens must fit into {lm.backbone.max_sequence_length} positions, "
+            f"and are {length} tokens"
+        )
     lm.export_generation_step(output / "step.onnx")
     lm.tokenizer.save(output / "tokenizer.json")
 
@@ -91,4 +114,5 @@ def main():
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for a console without the characters of a sample
     main()

@@ -6,14 +6,18 @@
 
 Files may be compressed (.gz, .xz, .bz2); tables (.jsonl, .csv, .parquet) need pyarrow. The script
 needs no network. It trains a tokenizer, writes the tokens to disk, trains the model,
-reports loss and perplexity before and after, prints a sample, and saves it all into one file.
+saves it all into one file, reports loss and perplexity before and after, and prints samples.
 Started again after an interruption, it goes on where it stopped; delete the output folder for a
 fresh start.
 """
 
 import argparse
 import itertools
+import os
+import sys
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
 import keras
 
@@ -37,6 +41,8 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.column and not arguments.paths:
         parser.error("--column needs the paths of tables")
+    if not 1 <= arguments.epochs <= arguments.steps:
+        parser.error("--epochs must be at least 1 and at most --steps")
     return arguments
 
 
@@ -60,11 +66,10 @@ def main():
     if tokenizer_file.exists():
         tokenizer = kgpt.Tokenizer.from_file(tokenizer_file)
     else:
-        print("Training the tokenizer ...")
+        print("Training the tokenizer (some seconds for 10 MB of text) ...")
         tokenizer = kgpt.Tokenizer.train(corpus(arguments), arguments.vocabulary_size)
         output.mkdir(parents=True, exist_ok=True)
         tokenizer.save(tokenizer_file)
-    print("Writing tokens ...")
     tokens = kgpt.data.write_tokens(
         corpus(arguments), tokenizer, output / "tokens.npy", validation_fraction=0.05
     )
@@ -77,7 +82,11 @@ def main():
     sizes = {"sequence_length": arguments.sequence_length, "batch_size": arguments.batch_size}
     train = kgpt.data.windows(tokens.path, seed=0, repeat=True, **sizes)
     valid = kgpt.data.windows(tokens.validation_path, **sizes)
-    validation_steps = min(len(valid), 30)
+    validation_steps = min(len(valid), 100)
+    covered = min(
+        validation_steps * arguments.batch_size * arguments.sequence_length,
+        tokens.num_validation_tokens,
+    )
 
     # The model.
     backbone = kgpt.GPTBackbone.from_preset(
@@ -96,7 +105,9 @@ def main():
     print(f"{lm.count_params():,} parameters")
 
     # Pretrain.
+    print("Evaluating the untrained model (half a minute at most) ...")
     before = lm.evaluate(valid, steps=validation_steps, return_dict=True, verbose=0)
+    print(f"Training for {arguments.steps} steps (2 to 3 minutes for 300 steps on 2 cores) ...")
     lm.fit(
         train,
         epochs=arguments.epochs,
@@ -105,20 +116,24 @@ def main():
         validation_steps=validation_steps,
         callbacks=[kgpt.callbacks.ResumableCheckpoint(output / "checkpoints")],
     )
+    lm.save(output / "lm.keras")
+    print(f"Saved: {output / 'lm.keras'}")
+
+    # What it has learned.
     after = lm.evaluate(valid, steps=validation_steps, return_dict=True, verbose=0)
+    print(f"On {covered:,} of the {tokens.num_validation_tokens:,} tokens held out:")
     for when, figures in (("before", before), ("after", after)):
         print(
-            f"{when:>6} training: held-out loss {figures['loss']:.3f} nats per token, "
+            f"{when:>6} training: loss {figures['loss']:.3f} nats per token, "
             f"perplexity {figures['perplexity']:.1f}"
         )
 
-    # Write, and keep.
     for sampler in ("greedy", "top_k"):
         print(f"\n--- what it writes after {arguments.prompt!r}, {sampler} ---")
-        print(lm.generate(arguments.prompt, max_new_tokens=80, sampler=sampler, seed=0))
-    lm.save(output / "lm.keras")
-    print(f"\nSaved: {output / 'lm.keras'}")
+        options = {"sampler": sampler, "seed": 0, "sliding_window": True}
+        print(lm.generate(arguments.prompt, max_new_tokens=80, **options))
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # for a console without the characters of a sample
     main()

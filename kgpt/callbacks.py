@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -239,6 +240,7 @@ class Scores(keras.callbacks.Callback):
 
     Raises:
         ValueError: for data without labels.
+        ImportError: if scikit-learn (for classes) or scipy (for numbers) is not installed.
     """
 
     @checked
@@ -249,12 +251,15 @@ class Scores(keras.callbacks.Callback):
                 "Scores need labelled batches, as from kgpt.data.classification. "
                 f"Received: data={data!r}."
             )
+        is_regression = data.labels.dtype.kind == "f"
+        self._score = regression_scores if is_regression else classification_scores
+        module, package = ("scipy", "scipy") if is_regression else ("sklearn", "scikit-learn")
+        if find_spec(module) is None:  # said here, and not at the end of the first epoch
+            raise ImportError(f"These scores need {package}. Try: pip install {package}")
         self.data = data
         self.prefix = prefix
 
     def on_epoch_end(self, epoch, logs=None):
         outputs = self.model.predict(self.data, verbose=0)
-        labels = self.data.labels
-        score = regression_scores if labels.dtype.kind == "f" else classification_scores
-        for name, value in score(labels, outputs).items():
+        for name, value in self._score(self.data.labels, outputs).items():
             logs[self.prefix + name] = value
