@@ -1,4 +1,4 @@
-"""Pictures of training. Needs matplotlib: `pip install matplotlib`."""
+"""Pictures of training, by matplotlib."""
 
 from pathlib import Path
 
@@ -21,12 +21,9 @@ def training_curves(history, path, title: str = "", steps_per_epoch: int | None 
 
     Raises:
         ValueError: if the history has no loss.
-        ImportError: if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib. Try: pip install matplotlib.") from error
+    from matplotlib.figure import Figure
+
     history = getattr(history, "history", history)
     if not history.get("loss"):
         raise ValueError(

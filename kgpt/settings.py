@@ -52,9 +52,11 @@ def fastest_settings(backend: str | None = None) -> Settings:
         settings = kgpt.recipes.fastest_settings(keras.config.backend())
         keras.config.set_dtype_policy(settings.dtype)
         backbone = kgpt.GPTBackbone.from_preset(
-            "gpt_mini", attention_dropout=settings.attention_dropout
+            "gpt_mini",
+            vocabulary_size=tokenizer.vocabulary_size,
+            attention_dropout=settings.attention_dropout,
         )
-        lm = kgpt.CausalLM(backbone)
+        lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
         lm.compile(jit_compile=settings.jit_compile)
     """
     if backend not in (None, *_BACKENDS):

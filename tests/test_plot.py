@@ -2,8 +2,6 @@ import pytest
 
 from kgpt import plot
 
-pytest.importorskip("matplotlib", reason="pictures need matplotlib")
-
 
 def test_the_curves_become_a_picture(tmp_path):
     history = {"loss": [4.0, 3.0, 2.5], "val_loss": [3.9, 3.2, 3.0]}

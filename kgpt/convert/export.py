@@ -65,8 +65,11 @@ def export(
         ImportError: if the converter is not installed.
 
     Example:
+        import onnxruntime
+
         lm.export("lm.onnx", format="onnx")  # calls this function
         session = onnxruntime.InferenceSession("lm.onnx")
+        token_ids = np.array([tokenizer.encode("Hello world")], "int32")
         [logits] = session.run(["outputs"], {"token_ids": token_ids})
     """
     path = _check(model, path, format)

@@ -201,6 +201,8 @@ def to_huggingface(
         ValueError: for what transformers can't represent, and for a folder that is in use.
 
     Example:
+        import transformers
+
         kgpt.to_huggingface(lm, "my-gpt")
         transformers.AutoModelForCausalLM.from_pretrained("my-gpt")
     """

@@ -37,6 +37,8 @@ def from_keras_hub(model):
         ImportError: if keras-hub is not installed.
 
     Example:
+        import keras_hub
+
         lm = kgpt.from_keras_hub(keras_hub.models.GPT2CausalLM.from_preset("gpt2_base_en"))
     """
     models = _import_keras_hub().models

@@ -42,7 +42,7 @@ def model_card(
 
     Args:
         model: a `GPTBackbone`, a `CausalLM` or another head.
-        path: the file to write, or the folder where it is called README.md.
+        path: the file to write, or the folder where it is called README.md; made if need be.
         training_data: files, such as those of `kgpt.data.write_tokens`. Their names, sizes and
             hashes are written, not their folders; files in tokens are also counted in tokens.
         tokens_seen: int. How many tokens the model was trained on, repetitions included.
@@ -206,6 +206,7 @@ def _scalar(value):
 
 def _write(path, text):
     path = path / "README.md" if path.is_dir() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(text, encoding="utf-8", newline="\n")

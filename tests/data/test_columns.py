@@ -1,10 +1,13 @@
-import datasets
 import numpy as np
-import pandas
 import pytest
 from labelled import CLASSIFY, START, TOKENIZER, ids, rows
 
 from kgpt.data import classification, entailment, multiple_choice, regression, similarity
+
+datasets = pytest.importorskip(
+    "datasets", reason="columns and tables of datasets are what is tested"
+)
+pandas = pytest.importorskip("pandas", reason="columns and tables of pandas are what is tested")
 
 
 def expect_two_examples(data, class_names=None):

@@ -8,13 +8,14 @@ import sys
 import tracemalloc
 
 import numpy as np
-import pandas
-import pyarrow
-import pyarrow.parquet
 import pytest
 
 import kgpt
 from kgpt.data import read_texts, tables
+
+pandas = pytest.importorskip("pandas", reason="columns and tables of pandas are what is tested")
+pyarrow = pytest.importorskip("pyarrow", reason="columns and tables of pyarrow are what is tested")
+pytest.importorskip("pyarrow.parquet", reason="columns and tables of pyarrow are what is tested")
 
 TEXTS = [
     "N/A",

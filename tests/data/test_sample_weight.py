@@ -2,12 +2,13 @@
 
 import keras
 import numpy as np
-import pandas
 import pytest
 from labelled import TOKENIZER
 
 import kgpt
 from kgpt.data import classification, entailment, multiple_choice, regression, similarity
+
+pandas = pytest.importorskip("pandas", reason="columns and tables of pandas are what is tested")
 
 TEXTS = ["a", "bbbb", "cc", "dddddd", "eee"]
 WEIGHTS = [0.5, 1.0, 0.0, 2.0, 3.0]

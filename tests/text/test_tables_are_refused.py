@@ -1,13 +1,16 @@
 """A table in place of texts would be iterated by the names of its columns."""
 
-import datasets
 import numpy as np
-import pandas
-import pyarrow
 import pytest
 
 import kgpt
 from kgpt.text import documents
+
+datasets = pytest.importorskip(
+    "datasets", reason="columns and tables of datasets are what is tested"
+)
+pandas = pytest.importorskip("pandas", reason="columns and tables of pandas are what is tested")
+pyarrow = pytest.importorskip("pyarrow", reason="columns and tables of pyarrow are what is tested")
 
 ROWS = {"number": [1, 2], "text": ["a film", "a book"]}
 DATASET = datasets.Dataset.from_dict(ROWS)

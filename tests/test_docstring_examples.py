@@ -1,0 +1,165 @@
+"""The examples of docstrings, of README.md and of docs/ run as they are typed."""
+
+import ast
+import gzip
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import kgpt
+
+PACKAGE = Path(kgpt.__file__).parent
+ROOT = PACKAGE.parent
+TEXT = "def main(arguments):\n    return Hello world\n\n" * 400
+# What an example's imports need, beyond the first install.
+PACKAGES = ("onnxruntime", "transformers", "keras_hub")
+
+
+# === The blocks ===
+
+
+def docstring_blocks():
+    """`(name, code)` of each "Example:" in the package's docstrings."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+                docstring = ast.get_docstring(node) or ""
+                found = re.search(r"^Examples?:\n((?:    .*(?:\n|\Z)|\n)+)", docstring, re.M)
+                if found:
+                    part = path.relative_to(PACKAGE).with_suffix("").as_posix()
+                    yield f"{part}.{getattr(node, 'name', '')}", textwrap.dedent(found[1])
+
+
+def markdown_blocks():
+    """`(name, code)` of each block of Python in README.md and docs/."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S), 1):
+            yield f"{path.name}.{number}", code
+
+
+BLOCKS = dict([*docstring_blocks(), *markdown_blocks()])
+
+
+# === What the examples take for granted ===
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return kgpt.Tokenizer.train([TEXT], vocabulary_size=290)
+
+
+def make_lm(tokenizer, **options):
+    backbone = kgpt.GPTBackbone(
+        tokenizer.vocabulary_size, 1, 2, 12, max_sequence_length=256, **options
+    )
+    lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
+    lm.compile("adam")
+    return lm
+
+
+def write_files(folder, tokenizer):
+    """The files that examples read, in small."""
+    (folder / "books").mkdir()
+    for i in range(100):
+        text = f"{i} Hello world\n" * 20 + TEXT[: 10 * i]
+        (folder / "books" / f"{i}.txt").write_text(text)
+    tokens = np.array((tokenizer.encode(TEXT) * 10)[: 32 * 256 + 1], "uint16")
+    for name in ("train.npy", "corpus/train.npy"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        np.save(folder / name, tokens)
+    with gzip.open(folder / "reviews.csv.gz", "wt") as file:
+        file.write("review\n" + "a fine film\n" * 300)
+
+
+def write_release(folder):
+    """The files of the GPT-1 release, in small, as its `train.py` reads them."""
+    folder.mkdir(parents=True)
+    layer = [[1, 12, 36], [36], [1, 12, 12], [12], [12], [12], [1, 12, 48], [48], [1, 48, 12]]
+    shapes = [[512, 12], [4, 12], *([*layer, [12], [12], [12]] * 12)]
+    numbers = np.zeros(sum(int(np.prod(shape)) for shape in shapes), "float32")
+    for i, part in enumerate(np.array_split(numbers, 10)):
+        np.save(folder / f"params_{i}.npy", part)
+    (folder / "params_shapes.json").write_text(json.dumps(shapes))
+    vocabulary = {"<unk>": 0, "a": 1, "a</w>": 2, "aa</w>": 3}
+    (folder / "encoder_bpe_40000.json").write_text(json.dumps(vocabulary))
+    (folder / "vocab_40000.bpe").write_text("#version: 0.2\na a</w>\n")
+
+
+@pytest.fixture
+def namespace(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path, tokenizer)
+    files = sorted((tmp_path / "books").glob("*.txt"))
+    monkeypatch.setattr(kgpt.data, "standard_library_files", lambda: files)
+    policy = keras.config.dtype_policy()
+    lm = make_lm(tokenizer)
+    inputs = {"token_ids": keras.Input((None,), dtype="int32")}
+    embedded = keras.layers.Embedding(tokenizer.vocabulary_size, 5)(inputs["token_ids"])
+    keras_model = keras.Model(inputs, keras.layers.Dense(tokenizer.vocabulary_size)(embedded))
+    keras_model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    yield {
+        **{"keras": keras, "kgpt": kgpt, "np": np, "Path": Path},
+        **{"tokenizer": tokenizer, "lm": lm, "backbone": lm.backbone, "keras_model": keras_model},
+        "train": kgpt.data.windows("train.npy", 256, 32, seed=0),
+        "valid": kgpt.data.windows("train.npy", 256, 32),
+        "token_ids": np.array([tokenizer.encode("Hello world")]),
+        **{"texts": ["a fine film", "a dull one"], "labels": [0, 1]},
+        **{"contexts": ["The sky is", "Snow is"], "choices": [["blue.", "loud."]] * 2},
+        **{"first": ["a cat", "a dog"], "second": ["a kitten", "a car"], "scores": [4.2, 0.3]},
+    }
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def stand_ins(tokenizer, tmp_path, monkeypatch):
+    """What examples download, in small: a function that is called with their code."""
+
+    def make(code):
+        if "kgpt.from_huggingface(" in code:
+            hub = pytest.importorskip("huggingface_hub", reason="the extra `hub`")
+            pytest.importorskip("safetensors", reason="the extra `hub`")
+            for name in re.findall(r'from_huggingface\("(.*?)"', code):
+                options = {} if "gpt2" in name else {"norm_first": False}
+                kgpt.to_huggingface(make_lm(tokenizer, **options), tmp_path / "hub" / name)
+            monkeypatch.setattr(
+                hub, "snapshot_download", lambda name, **_: str(tmp_path / "hub" / name)
+            )
+        if "keras_hub.models.GPT2CausalLM.from_preset" in code:
+            import keras_hub
+
+            theirs = kgpt.to_keras_hub(make_lm(tokenizer))
+            monkeypatch.setattr(keras_hub.models.GPT2CausalLM, "from_preset", lambda name: theirs)
+        if "kgpt.from_openai(" in code:
+            write_release(tmp_path / "finetune-transformer-lm" / "model")
+
+    return make
+
+
+# === The tests ===
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
+    code = BLOCKS[name]
+    for package in re.findall(r"^import (\w+)$", code, re.M):
+        pytest.importorskip(package, reason=f"the example imports {package}")
+    if "to_huggingface" in code:
+        pytest.importorskip("safetensors", reason="the extra `hub`")
+    if "read_texts" in code:
+        pytest.importorskip("pyarrow", reason="the extra `tables`")
+    if 'format="onnx"' in code and keras.config.backend() == "jax":
+        pytest.skip("the jax backend exports no ONNX")
+    stand_ins(code)
+
+    exec(compile(code, name, "exec"), namespace)
+
+
+def test_examples_are_found():
+    assert {"README.md.1", "convert/export.export", "tokenizer/tokenizer.Tokenizer"} <= set(BLOCKS)
+    assert len(BLOCKS) > 30
