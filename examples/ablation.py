@@ -17,7 +17,7 @@ auxiliary language-model loss, the same body from scratch, keras-hub's GPT2Backb
 from scratch, and TF-IDF with logistic or ridge regression. Results are kept as they come: started
 again, the script goes on where it stopped. At the end it prints a table and draws a picture.
 
-Needs: pip install scikit-learn scipy matplotlib.
+Needs: pip install scikit-learn scipy.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def parse_arguments():
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="in fine-tuning")
     parser.add_argument("--examples", type=int, help="train on this many examples at most")
     arguments = parser.parse_args()
-    needed = {"sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib"}
+    needed = {"sklearn": "scikit-learn", "scipy": "scipy"}
     missing = [needed[name] for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         parser.error(f"packages are missing. Try: pip install {' '.join(missing)}")

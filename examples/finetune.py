@@ -163,6 +163,7 @@ def pretrain(backbone, tokenizer, columns, folder):
     lm.compile(kgpt.recipes.pretraining_optimizer(steps=600, learning_rate=2e-3))
     print(f"Pretraining on {tokens.num_tokens:,} tokens of the task's texts (about a minute) ...")
     lm.fit(windows, epochs=2, steps_per_epoch=300, verbose=2)
+    lm.save(folder / "lm.keras")
 
 
 def show_predictions(model, columns):

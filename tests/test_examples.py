@@ -172,6 +172,30 @@ def test_a_model_is_saved_before_anything_can_go_wrong_with_it(tmp_path, monkeyp
     keras.saving.load_model(tmp_path / "run" / "lm.keras")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "file", "last"),
+    [
+        ("custom_head", [], "reward.keras", "predict"),
+        ("finetune", ["--task", "categories"], "categories/model.keras", "predict_text"),
+    ],
+)
+def test_a_head_is_saved_before_it_predicts(tmp_path, monkeypatch, name, arguments, file, last):
+    if name == "finetune":
+        pytest.importorskip("sklearn", reason="the scores of classes are scikit-learn's")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("after training")
+
+    for kind in (kgpt.CausalLM, kgpt.Head):
+        monkeypatch.setattr(kind, "fit", lambda *args, **kwargs: None)
+    monkeypatch.setattr(kgpt.Head if last == "predict" else kgpt.TextClassifier, last, fail)
+
+    with pytest.raises(RuntimeError, match="after training"):
+        run(monkeypatch, name, *arguments, "--output", tmp_path)
+
+    keras.saving.load_model(tmp_path / file)
+
+
 @pytest.fixture
 def untrainable(monkeypatch):
     def fit(*args, **kwargs):
@@ -212,11 +236,11 @@ def test_packages_of_the_ablation_are_asked_for_before_training(untrainable, mon
     with pytest.raises(SystemExit):
         example.main()
 
-    assert "pip install scikit-learn scipy matplotlib" in capsys.readouterr().err
+    assert "pip install scikit-learn scipy" in capsys.readouterr().err
 
 
 def test_files_of_the_ablation_are_read_before_training(untrainable, monkeypatch, tmp_path):
-    for package in ("sklearn", "scipy", "matplotlib"):
+    for package in ("sklearn", "scipy"):
         pytest.importorskip(package, reason="the ablation asks for it first")
 
     with pytest.raises(FileNotFoundError, match=r"train\.tsv"):
