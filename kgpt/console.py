@@ -109,7 +109,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         left = (self.target or 0) - self.seen
         clock = _clock(left * self._seconds_per_step() if left >= 0 else self._line.seconds)
         text = f"{clock} left" if left >= 0 else clock
-        room = self._line.columns - len(self._count()) - _BAR_WIDTH // 4 - 5
+        room = self._line.columns - len(self._count()) - 2
         for figure in _figures(logs):
             if len(text) + len(figure) + 3 <= room:
                 text += f" - {figure}"
@@ -133,9 +133,9 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         return f"{self.seen:>{len(str(self.target))}}/{self.target}"
 
     def _bar(self, room):
-        if not self.target:
+        width = min(_BAR_WIDTH, room - len(" []"))
+        if not self.target or width < 3:
             return ""
-        width = min(_BAR_WIDTH, room + _BAR_WIDTH // 4)
         done = width * self.seen // self.target
         return f" [{'=' * done}{'.' * (width - done)}]"
 

@@ -79,7 +79,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def lm():
-    lm = kgpt.CausalLM(kgpt.GPTBackbone(13, 1, 2, 8, max_sequence_length=5))
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(2000, 1, 2, 8, max_sequence_length=5))
     lm.compile("adam")
     return lm
 
@@ -110,7 +110,7 @@ def test_the_progress_bar_keeps_to_its_line(lm, rows, monkeypatch, columns):
         assert re.search(rf"\b{name}: ", terminal.getvalue())
     if columns == 80:
         assert re.search(
-            r"10/65 \[=+\.+\] \d+s left - accuracy: .* - perplexity: ", "".join(states)
+            r"10/65 \[=*\.+\] \d+s left - accuracy: .* - perplexity: ", "".join(states)
         )
 
 

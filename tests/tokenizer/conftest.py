@@ -45,6 +45,7 @@ def gpt1_by_rules(reference_data) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def gpt1_exact(reference_data) -> Tokenizer:
+    pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
     return gpt1_of_openai(reference_data, exact=True)
 
 

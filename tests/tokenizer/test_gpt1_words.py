@@ -44,6 +44,8 @@ def test_ids_by_rules_are_close_to_the_original_codes_on_gpt1s_vocabulary(gpt1_b
     ],
 )
 def test_gpt1s_words_are_those_of_ftfy_and_spacy(exact, text, words):
+    if exact:
+        pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
     tokenizer = Tokenizer.train([text + words + "x"], 150, style="gpt1", exact=exact)
 
     assert tokenizer.decode(tokenizer.encode(text)) == words
@@ -54,6 +56,7 @@ def test_symbols_that_gpt1s_vocabulary_lacks_become_unk(small_gpt1):
 
 
 def test_an_exact_tokenizer_without_the_extra_says_how_to_install_it(monkeypatch, gpt1_files):
+    pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
     tokenizer = Tokenizer.from_vocabulary(*gpt1_files, style="gpt1", exact=True)
     import_ftfy_and_spacy.cache_clear()
     monkeypatch.setitem(sys.modules, "spacy", None)
@@ -64,6 +67,8 @@ def test_an_exact_tokenizer_without_the_extra_says_how_to_install_it(monkeypatch
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_way_to_gpt1s_words_is_kept_in_the_file(exact, gpt1_files, tmp_path):
+    if exact:
+        pytest.importorskip("ftfy", reason="the exact route to GPT-1's words (the extra `gpt1`)")
     tokenizer = Tokenizer.from_vocabulary(*gpt1_files, style="gpt1", exact=exact)
     tokenizer.save(tmp_path / "tokenizer.json")
 
