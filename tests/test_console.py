@@ -126,7 +126,7 @@ def test_a_file_gets_the_figures_of_each_epoch_in_one_line(lm, rows, capsys):
 
 
 def test_data_of_unknown_length_has_a_bar_too(lm, rows, capsys):
-    lm.fit(((row[None],) for row in rows[:7]), verbose=1, shuffle=False)
+    lm.fit(((row[None],) for row in rows[:7]), verbose=1)
 
     assert capsys.readouterr().out.startswith("7/7 ")
 
