@@ -36,17 +36,18 @@ def style_of(tokenizer) -> str | None:
     return _DECODERS.get(type(tokenizer.decoder).__name__)
 
 
-def with_ordinary_unknown(tokenizer):
-    """Returns the tokenizer with `<unk>` as an ordinary token, which transformers makes special.
+def read_tokenizer(tokenizer_json: str):
+    """Returns a `tokenizers.Tokenizer` in which `<unk>` is an ordinary token.
 
-    It stands for text that the vocabulary lacks, so that decoded text must show it.
+    transformers makes it special. But it stands for text, so that decoded text must show it.
     """
     from tokenizers import Tokenizer
 
+    tokenizer = Tokenizer.from_str(tokenizer_json)
     added = tokenizer.get_added_tokens_decoder().values()
     if all(token.content != UNKNOWN for token in added):
         return tokenizer
-    parts = json.loads(tokenizer.to_str())
+    parts = json.loads(tokenizer_json)
     if parts["model"].get("unk_token") != UNKNOWN or UNKNOWN not in parts["model"]["vocab"]:
         return tokenizer
     parts["added_tokens"] = [x for x in parts["added_tokens"] if x["content"] != UNKNOWN]

@@ -10,15 +10,10 @@ import keras
 
 from kgpt.arguments import checked
 from kgpt.text import shorten
+from kgpt.tokenizer import styles
 from kgpt.tokenizer.checks import check_ids, check_texts, check_unicode
 from kgpt.tokenizer.gpt1_words import gpt1_words
-from kgpt.tokenizer.styles import (
-    END_OF_TEXT,
-    TASK_TOKENS,
-    check_special_tokens,
-    style_of,
-    with_ordinary_unknown,
-)
+from kgpt.tokenizer.styles import END_OF_TEXT, TASK_TOKENS, check_special_tokens, style_of
 from kgpt.tokenizer.training import tokenizer_from_vocabulary, train_tokenizer
 
 
@@ -67,10 +62,8 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer_json: str):
-        import tokenizers
-
         try:
-            self._rust = with_ordinary_unknown(tokenizers.Tokenizer.from_str(tokenizer_json))
+            self._rust = styles.read_tokenizer(tokenizer_json)
         except Exception as error:
             raise ValueError(
                 "tokenizer_json must be a tokenizer in the tokenizers library's own format: "
