@@ -27,7 +27,7 @@ def seconds_of_a_step(is_plain, dropout, steps):
     if is_plain:
         linear.is_jax_on_cpu = lambda: False
     keras.utils.set_random_seed(0)
-    backbone = kgpt.GPTBackbone.from_preset("gpt_mini", dropout=dropout)
+    backbone = kgpt.GPTBackbone.from_preset("gpt_mini", load_weights=False, dropout=dropout)
     lm = kgpt.CausalLM(backbone)
     lm.compile(keras.optimizers.AdamW(1e-4))
     tokens = np.random.default_rng(0).integers(0, 8192, (12, 257)).astype("int32")

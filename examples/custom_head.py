@@ -61,7 +61,10 @@ def main():
     train, valid = comparisons("train", 3000), comparisons("validation", 500)
     tokenizer = kgpt.Tokenizer.train([*train[0], *train[1]], vocabulary_size=1000)
     backbone = kgpt.GPTBackbone.from_preset(
-        "gpt_nano", vocabulary_size=tokenizer.vocabulary_size, max_sequence_length=64
+        "gpt_nano",
+        load_weights=False,
+        vocabulary_size=tokenizer.vocabulary_size,
+        max_sequence_length=64,
     )
     model = RewardModel(backbone, tokenizer=tokenizer, lm_loss_weight=0.1)
     data = batches(*train, tokenizer)

@@ -148,7 +148,10 @@ def body(columns, arguments):
         return lm.backbone.with_vocabulary_size(tokenizer.vocabulary_size), tokenizer
     tokenizer = kgpt.Tokenizer.train(all_texts(columns), vocabulary_size=2048)
     backbone = kgpt.GPTBackbone.from_preset(
-        "gpt_nano", vocabulary_size=tokenizer.vocabulary_size, max_sequence_length=128
+        "gpt_nano",
+        load_weights=False,
+        vocabulary_size=tokenizer.vocabulary_size,
+        max_sequence_length=128,
     )
     return backbone, tokenizer
 

@@ -345,7 +345,7 @@ def test_a_heads_loss_and_gradients_are_those_of_torch(name, sequences, norm_fir
 
 def count_parameters(preset):
     """The number of a preset's parameters, from one block: no large model is made."""
-    backbone = kgpt.GPTBackbone.from_preset(preset, num_layers=1)
+    backbone = kgpt.GPTBackbone.from_preset(preset, load_weights=False, num_layers=1)
     other_blocks = PRESETS[preset]["num_layers"] - 1
     return backbone.count_params() + other_blocks * backbone.decoder_blocks[0].count_params()
 
@@ -371,7 +371,7 @@ def test_a_preset_has_as_many_parameters_as_its_twin_in_transformers(preset):
     import torch
     import transformers
 
-    one_block = kgpt.GPTBackbone.from_preset(preset, num_layers=1)
+    one_block = kgpt.GPTBackbone.from_preset(preset, load_weights=False, num_layers=1)
     config = transformers_config(one_block)
     config.n_layer = PRESETS[preset]["num_layers"]
     with torch.device("meta"):  # no memory
@@ -388,4 +388,4 @@ def test_a_preset_has_as_many_parameters_as_its_twin_in_transformers(preset):
 
 @pytest.mark.slow
 def test_the_whole_first_gpt_has_the_papers_number_of_parameters():
-    assert kgpt.GPTBackbone.from_preset("gpt1").count_params() == 116_534_784
+    assert kgpt.GPTBackbone.from_preset("gpt1", load_weights=False).count_params() == 116_534_784

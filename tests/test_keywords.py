@@ -22,7 +22,9 @@ def on_backbone(make):
 
 MAKERS = {
     "GPTBackbone": lambda **kwargs: kgpt.GPTBackbone(**{**SIZES, **kwargs}),
-    "from_preset": lambda **kwargs: kgpt.GPTBackbone.from_preset("gpt_nano", **kwargs),
+    "from_preset": lambda **kwargs: kgpt.GPTBackbone.from_preset(
+        "gpt_nano", load_weights=False, **kwargs
+    ),
     "CausalLM": on_backbone(lambda backbone, **kwargs: kgpt.CausalLM(backbone, **kwargs)),
     "TextClassifier": on_backbone(lambda b, **kwargs: kgpt.TextClassifier(b, **kwargs)),
     "TextRegressor": on_backbone(lambda b, **kwargs: kgpt.TextRegressor(b, **kwargs)),

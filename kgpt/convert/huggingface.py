@@ -100,7 +100,13 @@ def from_huggingface(
     return model
 
 
-def _folder(name_or_folder, revision, cache_dir) -> Path:
+def backbone_options_in(name_or_folder) -> dict:
+    """Returns the arguments of a `GPTBackbone` of the size that a folder or repository has."""
+    folder = _folder(name_or_folder, None, None, ["config.json"])
+    return configs.backbone_options(_read_config(folder), None)
+
+
+def _folder(name_or_folder, revision, cache_dir, files=_FILES) -> Path:
     """Returns the folder itself, or the one in the hub's cache after the download."""
     name = os.fspath(name_or_folder)
     if Path(name).is_dir():
@@ -112,7 +118,7 @@ def _folder(name_or_folder, revision, cache_dir) -> Path:
         )
     hub = import_extra("huggingface_hub")
     return Path(
-        hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=_FILES)
+        hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=files)
     )
 
 

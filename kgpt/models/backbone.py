@@ -8,9 +8,9 @@ from kgpt.arguments import checked
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import MovePadding
-from kgpt.models import lora, resize
+from kgpt.models import lora, presets, resize
 from kgpt.models.inputs import complete_inputs
-from kgpt.models.presets import check_heads, from_preset, preset_names
+from kgpt.models.presets import check_heads
 from kgpt.models.quantization import apply_quantization, quantization_config
 
 # The constructor's arguments that are attributes and entries of the config under the same name:
@@ -74,7 +74,9 @@ class GPTBackbone(keras.Model):
         TypeError: for keywords that are no arguments, with the one that was probably meant.
 
     Example:
-        backbone = kgpt.GPTBackbone.from_preset("gpt_mini", vocabulary_size=5000)
+        backbone = kgpt.GPTBackbone.from_preset(
+            "gpt_mini", load_weights=False, vocabulary_size=5000
+        )
         hidden_states = backbone(token_ids)
     """
 
@@ -129,8 +131,10 @@ class GPTBackbone(keras.Model):
             setattr(self, name, value)
         self.activation = decoder_blocks[0].feed_forward.activation
 
-    from_preset = classmethod(from_preset)
-    presets = classmethod(preset_names)
+    from_preset = classmethod(presets.from_preset)
+    save_to_preset = presets.save_to_preset
+    push_to_hub = presets.push_to_hub
+    presets = classmethod(presets.preset_names)
 
     @property
     def token_embedding(self):

@@ -10,7 +10,7 @@ _GPT1 = {
 }
 _GPT2 = {"vocabulary_size": 50257, "max_sequence_length": 1024}
 
-# Architectures only. The first five are the papers'; the last three train on a laptop.
+# The first five are the papers'; the last three train on a laptop.
 PRESETS = {
     "gpt1": _GPT1,
     "gpt2": {**_GPT2, "num_layers": 12, "num_heads": 12, "hidden_dim": 768},
@@ -41,27 +41,86 @@ PRESETS = {
 }
 
 
-def from_preset(cls, name: str, **overrides):
-    """Returns a backbone of a known size, with new weights.
+# Where OpenAI's weights and tokenizers are.
+HUB = {
+    "gpt1": "openai-community/openai-gpt",
+    "gpt2": "openai-community/gpt2",
+    "gpt2_medium": "openai-community/gpt2-medium",
+    "gpt2_large": "openai-community/gpt2-large",
+    "gpt2_xl": "openai-community/gpt2-xl",
+}
+
+
+def from_preset(cls, name, load_weights: bool = True, **overrides):
+    """Returns a model of a known size, of a folder, or of the hub, with weights and tokenizer.
 
     Args:
-        cls: the class of the backbone.
-        name: one of `kgpt.GPTBackbone.presets()`, such as `"gpt1"` or `"gpt_mini"`.
-        **overrides: constructor arguments that differ from the preset's.
+        cls: the class of the model.
+        name: a preset, one of `presets()`: `"gpt1"`, `"gpt2"`, `"gpt2_medium"`, `"gpt2_large"` and
+            `"gpt2_xl"` bring OpenAI's weights and tokenizer, downloaded once; `"gpt_nano"`,
+            `"gpt_micro"` and `"gpt_mini"` are sizes for laptops, without weights. Or a folder, as
+            `save_to_preset` or transformers write it; or a handle on the hub,
+            `"hf://organization/name"`.
+        load_weights: bool. False gives a fresh body of that size, and no tokenizer.
+        **overrides: arguments of the model, such as `num_classes` of a `TextClassifier`, and of
+            the backbone. Those that change a weight's shape need `load_weights=False`. `dropout`
+            is the head's, where the model has a head with one.
 
     Raises:
-        ValueError: if there is no such preset.
+        ValueError: for an unknown name, and for overrides that the weights do not allow.
         TypeError: for overrides that are no arguments, with the one that was probably meant.
+        FileNotFoundError: if the hub can't be reached and its cache has not the files.
+
+    Example:
+        backbone = kgpt.GPTBackbone.from_preset("gpt_nano", load_weights=False)
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(
-            f"Unknown preset. Received: name={name!r}. Try one of {', '.join(PRESETS)}."
-        )
-    return cls(**{**PRESETS[name], **overrides})
+    from kgpt.convert import presets
+
+    return presets.load(cls, name, load_weights, overrides)
+
+
+def save_to_preset(self, folder, **card):
+    """Writes the model as a folder that `from_preset` opens, with its tokenizer and a card.
+
+    The files are transformers', where it has the model; else Keras's, with the tokenizer.
+
+    Args:
+        self: the model.
+        folder: where to write; must not exist, or be empty.
+        **card: what the card says of the model, as for `kgpt.model_card`.
+
+    Raises:
+        ValueError: for a folder that is in use.
+
+    Example:
+        classifier.save_to_preset("my-classifier")
+        classifier = kgpt.TextClassifier.from_preset("my-classifier")
+    """
+    from kgpt.convert import presets
+
+    presets.save(self, folder, **card)
+
+
+def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None, **card) -> str:
+    """Uploads the model to Hugging Face's hub, with its tokenizer and a card.
+
+    Args:
+        self: the model.
+        repo_id: the repository, `"user/name"`; made if need be.
+        private: bool. Whether a new repository is private.
+        token: optional access token; by default the one of `hf auth login`.
+        **card: what the card says of the model, as for `kgpt.model_card`.
+
+    Returns:
+        The repository's address.
+    """
+    from kgpt.convert import presets
+
+    return presets.push(self, repo_id, private, token, card)
 
 
 def preset_names(cls) -> list[str]:
-    """Returns the names that `from_preset` takes."""
+    """Returns the names of the sizes that `from_preset` takes."""
     return list(PRESETS)
 
 

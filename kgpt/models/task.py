@@ -11,7 +11,7 @@ from kgpt import recipes
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import num_replicas
-from kgpt.models import fitting
+from kgpt.models import fitting, presets
 from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
 from kgpt.models.quantization import apply_quantization, quantization_config
 
@@ -337,7 +337,12 @@ class Task(keras.Model):
         """Returns the sum of the losses that layers have added, or a replica's part of it."""
         return sum((ops.sum(loss) for loss in self.losses), start=0.0) / num_replicas()
 
-    # === Export ===
+    # === Presets and export ===
+
+    from_preset = classmethod(presets.from_preset)
+    save_to_preset = presets.save_to_preset
+    push_to_hub = presets.push_to_hub
+    presets = classmethod(presets.preset_names)
 
     def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
         """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""

@@ -573,14 +573,16 @@ def test_weights_alone_can_be_saved_and_loaded(backbone, tmp_path):
 
 
 def test_a_preset_has_its_sizes():
-    backbone = kgpt.GPTBackbone.from_preset("gpt_nano")
+    backbone = kgpt.GPTBackbone.from_preset("gpt_nano", load_weights=False)
 
     assert (backbone.num_layers, backbone.num_heads, backbone.hidden_dim) == (3, 3, 96)
     assert (backbone.vocabulary_size, backbone.max_sequence_length) == (4096, 128)
 
 
 def test_an_override_takes_the_place_of_a_presets_size():
-    backbone = kgpt.GPTBackbone.from_preset("gpt_nano", vocabulary_size=7, norm_first=False)
+    backbone = kgpt.GPTBackbone.from_preset(
+        "gpt_nano", load_weights=False, vocabulary_size=7, norm_first=False
+    )
 
     assert (backbone.vocabulary_size, backbone.norm_first, backbone.hidden_dim) == (7, False, 96)
 
@@ -622,7 +624,7 @@ def test_heads_that_do_not_divide_the_width_are_refused_with_advice():
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"name='gpt5'\. Try one of gpt1, gpt2,"):
-        kgpt.GPTBackbone.from_preset("gpt5")
+        kgpt.GPTBackbone.from_preset("gpt5", load_weights=False)
 
 
 def test_an_unknown_activation_is_refused():

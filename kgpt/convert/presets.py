@@ -1,0 +1,173 @@
+"""Presets as keras-hub has them: a name, a folder or a handle on the hub -> a model, and back."""
+
+import difflib
+import inspect
+import os
+import re
+from pathlib import Path
+
+import keras
+
+from kgpt.arguments import check_keywords
+from kgpt.convert import configs
+from kgpt.convert.huggingface import backbone_options_in, from_huggingface, to_huggingface
+from kgpt.convert.model_card import model_card
+from kgpt.convert.weights import import_extra
+from kgpt.models import GPTBackbone
+from kgpt.models.presets import HUB, PRESETS
+
+_MODEL_FILE = "model.keras"
+# What may be chosen beside weights that exist: no shape depends on it.
+_FREE = ("dropout", "attention_dropout", "dtype", "name", "trainable")
+
+
+def load(cls, name, load_weights: bool, options: dict):
+    """Returns what `from_preset` of a class returns."""
+    of_body, of_head = _parted(cls, options)
+    source = name[5:] if isinstance(name, str) and name.startswith("hf://") else name
+    is_size = isinstance(name, str) and name in PRESETS
+    if is_size and not load_weights:
+        return _with_head(cls, GPTBackbone(**{**PRESETS[name], **of_body}), of_head)
+    if is_size:
+        if name not in HUB:
+            raise ValueError(
+                f"There are no published weights for {name!r}. Received: load_weights=True. Try "
+                f"{cls.__name__}.from_preset({name!r}, load_weights=False), which has new weights, "
+                f"or one of {', '.join(HUB)}."
+            )
+        source = HUB[name]
+    elif source == name and not os.path.isdir(name):
+        _refuse_name(name)
+    if load_weights:
+        fixed = [option for option in of_body if option not in _FREE]
+        if fixed:
+            raise ValueError(
+                f"{fixed[0]} is given by the weights of {name!r}. Received: "
+                f"{fixed[0]}={of_body[fixed[0]]!r}, load_weights=True. Leave it out, or pass "
+                "load_weights=False for new weights."
+            )
+    if os.path.isfile(os.path.join(source, _MODEL_FILE)):
+        return _from_keras_file(cls, Path(source, _MODEL_FILE), load_weights, of_body, of_head)
+    with _hub_errors(name):
+        if not load_weights:
+            body = GPTBackbone(**{**backbone_options_in(source), **of_body})
+            return _with_head(cls, body, of_head)
+        return _from_huggingface(cls, source, of_body, of_head)
+
+
+def _from_huggingface(cls, source, of_body, of_head):
+    task = next((task for task, model in configs.MODELS.items() if cls is model), None)
+    if task == "backbone":
+        return from_huggingface(source, task, **of_body)
+    kept = {key: of_body.pop(key) for key in ("dtype", "dropout") if key in of_body}
+    if of_body:
+        name = next(iter(of_body))
+        raise ValueError(
+            f"{name} is the body's, which has its weights. Received: {name}={of_body[name]!r}. Try "
+            f"GPTBackbone.from_preset(..., {name}=...) and a {cls.__name__} over it."
+        )
+    if task is None:  # a head of one's own, over the body of a language model
+        lm = from_huggingface(source, "causal_lm", **kept)
+        return cls(lm.backbone, **{"tokenizer": lm.tokenizer, **of_head})
+    return from_huggingface(source, task, **kept, **of_head)
+
+
+def _from_keras_file(cls, path, load_weights, of_body, of_head):
+    model = keras.models.load_model(path, compile=False)
+    body = getattr(model, "backbone", model)
+    if not load_weights or of_body:
+        fresh = GPTBackbone.from_config({**body.get_config(), **of_body})
+        if load_weights:
+            fresh.set_weights(body.get_weights())
+        body = fresh
+    elif type(model) is cls and not of_head:
+        return model
+    return _with_head(cls, body, {"tokenizer": getattr(model, "tokenizer", None), **of_head})
+
+
+def _with_head(cls, body, of_head):
+    if issubclass(cls, GPTBackbone):
+        return body
+    return cls(body, **of_head)
+
+
+def _parted(cls, options) -> tuple[dict, dict]:
+    """Returns the options of the body and those of the head; what both have is the head's."""
+    body = [p for p in inspect.signature(GPTBackbone.__init__).parameters if p != "self"]
+    body = [p for p in body if p != "kwargs"] + ["name", "trainable"]
+    if issubclass(cls, GPTBackbone):
+        head = []
+    else:
+        head = [
+            p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "kwargs")
+        ]
+        head = [p for p in head if p != "backbone"] + ["name", "trainable"]
+    known = [*head, *(p for p in body if p not in head)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        check_keywords(f"{cls.__name__}.from_preset", known, unknown)
+    of_head = {name: value for name, value in options.items() if name in head}
+    return {k: v for k, v in options.items() if k not in of_head}, of_head
+
+
+def _refuse_name(name):
+    names = {re.sub(r"_base_en$|_en$", "", key): key for key in PRESETS}
+    near = difflib.get_close_matches(str(name).replace("-", "_").removesuffix("_base_en"), names, 1)
+    hint = f"Did you mean {names[near[0]]!r}? " if near else ""
+    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        hint = f"Did you mean 'hf://{name}'? "
+    raise ValueError(
+        f"There is no preset and no folder of this name. Received: {name!r}. {hint}A preset is one "
+        f"of {', '.join(PRESETS)}; a folder; or a handle on the hub, hf://organization/name."
+    )
+
+
+class _hub_errors:  # noqa: N801
+    """Inside, what the hub can't give ends in one line that says how to bring the files."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        modules = ("huggingface_hub", "requests", "httpx", "urllib3")
+        if kind is None or not kind.__module__.startswith(modules):
+            return False
+        raise FileNotFoundError(
+            f"The files of {self.name!r} are not in the hub's cache, and the hub could not give "
+            f"them ({kind.__name__}). Bring the folder with config.json, model.safetensors and "
+            "the tokenizer's files from a machine that is online, and pass its path."
+        ) from None
+
+
+def save(model, folder, **card):
+    """Writes what `save_to_preset` says."""
+    folder = Path(folder)
+    try:
+        to_huggingface(model, folder)
+    except ValueError as error:
+        if folder.exists() and any(folder.iterdir()):
+            raise
+        reason = str(error)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(folder / _MODEL_FILE)
+        if getattr(model, "tokenizer", None) is not None:
+            model.tokenizer.save(folder / "tokenizer.json")
+        print(f"Written as {_MODEL_FILE}, since transformers has no place for it: {reason}")
+    model_card(model, folder, **card)
+
+
+def push(model, repo_id, private, token, card) -> str:
+    """Uploads what `save` writes, and returns the address."""
+    import tempfile
+
+    hub = import_extra("huggingface_hub")
+    api = hub.HfApi(token=token)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "model")
+        save(model, folder, **card)
+        created = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=created.repo_id, folder_path=str(folder))
+    return str(created)

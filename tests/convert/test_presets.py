@@ -1,0 +1,183 @@
+"""Presets: names, folders and handles on the hub -> models with weights, and back."""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from labelled import TOKENIZER
+from oracles import randomize
+
+import kgpt
+
+pytest.importorskip("safetensors", reason="presets with weights need safetensors")
+hub = pytest.importorskip("huggingface_hub", reason="presets on the hub need huggingface_hub")
+
+SIZES = {"num_layers": 1, "num_heads": 1, "hidden_dim": 4, "max_sequence_length": 16}
+IDS = np.array([[1, 2, 3]])
+
+
+def make_lm(**options):
+    keras.utils.set_random_seed(0)
+    backbone = randomize(kgpt.GPTBackbone(TOKENIZER.vocabulary_size, **SIZES, **options))
+    return kgpt.CausalLM(backbone, tokenizer=TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("preset") / "model"
+    make_lm().save_to_preset(path)
+    return path
+
+
+@pytest.fixture
+def served(folder, monkeypatch):
+    """The hub's download, served from a folder; what was asked for."""
+    asked = []
+
+    def snapshot_download(name, allow_patterns, **options):
+        asked.append((name, "model.safetensors" in allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    return asked
+
+
+def outputs(model):
+    return keras.ops.convert_to_numpy(model(IDS))
+
+
+class TestNames:
+    def test_a_published_size_brings_its_weights_and_tokenizer(self, served):
+        lm = kgpt.CausalLM.from_preset("gpt2_medium")
+
+        assert served == [("openai-community/gpt2-medium", True)]
+        np.testing.assert_allclose(outputs(lm), outputs(make_lm()), atol=1e-6)
+        assert lm.tokenizer.encode("abc") == TOKENIZER.encode("abc")
+
+    @pytest.mark.parametrize("name", ["gpt2", "hf://some/repository"])
+    def test_backbones_and_heads_have_the_same_body(self, served, name):
+        expected = outputs(make_lm().backbone)
+
+        backbone = kgpt.GPTBackbone.from_preset(name)
+        classifier = kgpt.TextClassifier.from_preset(name, num_classes=3, dropout=0.0)
+
+        np.testing.assert_allclose(outputs(backbone), expected, atol=1e-6)
+        np.testing.assert_allclose(outputs(classifier.backbone), expected, atol=1e-6)
+        assert classifier.num_classes == 3
+        assert classifier.tokenizer is not None
+
+    def test_without_weights_nothing_is_downloaded(self, served):
+        backbone = kgpt.GPTBackbone.from_preset("gpt_nano", load_weights=False, num_layers=1)
+        lm = kgpt.CausalLM.from_preset("gpt_nano", load_weights=False, num_layers=1)
+
+        assert served == []
+        assert backbone.num_layers == lm.backbone.num_layers == 1
+        assert lm.tokenizer is None
+
+    def test_a_size_without_published_weights_says_so(self):
+        with pytest.raises(ValueError, match=r"no published weights for 'gpt_mini'.*load_weights"):
+            kgpt.CausalLM.from_preset("gpt_mini")
+
+    def test_an_override_of_a_weights_shape_needs_a_fresh_body(self, served):
+        with pytest.raises(ValueError, match="num_layers is given by the weights"):
+            kgpt.CausalLM.from_preset("gpt2", num_layers=3)
+        assert kgpt.GPTBackbone.from_preset("gpt2", dropout=0.3).dropout == 0.3
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("gpt2_base_en", "Did you mean 'gpt2'"),
+            ("gpt2-medium", "Did you mean 'gpt2_medium'"),
+            ("some/repository", "Did you mean 'hf://some/repository'"),
+            ("llama", "hf://organization/name"),
+        ],
+    )
+    def test_an_unknown_name_is_answered_with_the_nearest(self, name, hint):
+        with pytest.raises(ValueError, match=hint):
+            kgpt.CausalLM.from_preset(name)
+
+    def test_a_misspelt_override_is_answered_with_the_nearest(self):
+        with pytest.raises(TypeError, match="num_classes"):
+            kgpt.TextClassifier.from_preset("gpt2", num_labels=3)
+
+    def test_without_the_network_one_line_says_what_to_do(self, monkeypatch):
+        def offline(*args, **kwargs):
+            raise hub.errors.LocalEntryNotFoundError("a long story")
+
+        monkeypatch.setattr(hub, "snapshot_download", offline)
+
+        with pytest.raises(FileNotFoundError, match=r"Bring the folder with config\.json") as error:
+            kgpt.CausalLM.from_preset("gpt2")
+        assert "\n" not in str(error.value)
+
+
+class TestFolders:
+    def test_a_language_model_comes_back_with_its_card(self, folder):
+        lm = kgpt.CausalLM.from_preset(folder)
+
+        np.testing.assert_allclose(outputs(lm), outputs(make_lm()), atol=1e-6)
+        assert (folder / "README.md").exists()
+        assert (folder / "config.json").exists()
+
+    def test_a_fresh_body_of_its_size(self, folder):
+        backbone = kgpt.GPTBackbone.from_preset(folder, load_weights=False, num_layers=2)
+
+        assert (backbone.num_layers, backbone.hidden_dim) == (2, 4)
+
+    def test_a_trained_head_comes_back(self, tmp_path):
+        classifier = kgpt.TextClassifier(
+            make_lm().backbone, class_names=["bad", "good"], tokenizer=TOKENIZER
+        )
+        classifier.compile(keras.optimizers.SGD(0.1))
+        classifier.fit(["a", "b"], ["bad", "good"], verbose=0)
+
+        classifier.save_to_preset(tmp_path / "head")
+        loaded = kgpt.TextClassifier.from_preset(tmp_path / "head")
+
+        assert loaded.class_names == ["bad", "good"]
+        np.testing.assert_allclose(
+            loaded.predict(["ab"], verbose=0), classifier.predict(["ab"], verbose=0), atol=1e-5
+        )
+
+    def test_what_transformers_lacks_is_a_file_of_keras(self, tmp_path, capsys):
+        lm = make_lm(rotary_positions=True)
+
+        lm.save_to_preset(tmp_path / "rotary")
+        loaded = kgpt.CausalLM.from_preset(tmp_path / "rotary")
+        head = kgpt.TextRegressor.from_preset(tmp_path / "rotary")
+
+        assert "rotary_positions" in capsys.readouterr().out
+        np.testing.assert_allclose(outputs(loaded), outputs(lm), atol=1e-6)
+        np.testing.assert_allclose(outputs(head.backbone), outputs(lm.backbone), atol=1e-6)
+        assert head.tokenizer.encode("abc") == TOKENIZER.encode("abc")
+
+    def test_a_folder_in_use_is_refused(self, folder):
+        with pytest.raises(ValueError, match="must not exist, or be empty"):
+            make_lm().save_to_preset(folder)
+
+
+def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path):
+    calls = []
+
+    class Api:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, repo_id, private, exist_ok):
+            calls.append((repo_id, private, exist_ok))
+            return hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path):
+            shutil.copytree(folder_path, tmp_path / "uploaded")
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+
+    address = make_lm().push_to_hub("me/name", private=True, token="secret", license="mit")
+
+    assert calls == ["secret", ("me/name", True, True)]
+    assert address == "https://huggingface.co/me/name"
+    assert 'license: "mit"' in (tmp_path / "uploaded" / "README.md").read_text(encoding="utf-8")
+    np.testing.assert_allclose(
+        outputs(kgpt.CausalLM.from_preset(tmp_path / "uploaded")), outputs(make_lm()), atol=1e-6
+    )
