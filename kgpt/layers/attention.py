@@ -93,10 +93,9 @@ class CausalSelfAttention(keras.layers.Layer):
             self, hidden_dim, hidden_states_shape, self.output_initializer, "output_projection"
         )
         if self.query_key_norm:
-            self.query_norm, self.key_norm = (
-                keras.layers.RMSNormalization(dtype=self.dtype_policy, name=name)
-                for name in ("query_norm", "key_norm")
-            )
+            part = {"dtype": self.dtype_policy, "trainable": self.trainable}
+            self.query_norm = keras.layers.RMSNormalization(name="query_norm", **part)
+            self.key_norm = keras.layers.RMSNormalization(name="key_norm", **part)
             self.query_norm.build((head_dim,))
             self.key_norm.build((head_dim,))
         self.built = True

@@ -79,32 +79,29 @@ class DecoderBlock(keras.layers.Layer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.kernel_initializer = normal_initializer(kernel_initializer)
         self.residual_initializer = normal_initializer(residual_initializer or kernel_initializer)
+        part = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        maps = {
+            "kernel_initializer": self.kernel_initializer,
+            "output_initializer": self.residual_initializer,
+        }
         self.attention = CausalSelfAttention(
             num_heads,
             dropout=dropout,
-            kernel_initializer=self.kernel_initializer,
-            output_initializer=self.residual_initializer,
             query_key_norm=query_key_norm,
             rotary_positions=rotary_positions,
             attention_dropout=attention_dropout,
-            dtype=self.dtype_policy,
             name="attention",
+            **maps,
+            **part,
         )
         self.feed_forward = FeedForward(
-            intermediate_dim,
-            activation=activation,
-            kernel_initializer=self.kernel_initializer,
-            output_initializer=self.residual_initializer,
-            dtype=self.dtype_policy,
-            name="feed_forward",
+            intermediate_dim, activation=activation, name="feed_forward", **maps, **part
         )
-        self.attention_norm = self._layer_norm("attention_norm")
-        self.feed_forward_norm = self._layer_norm("feed_forward_norm")
+        norm = {"epsilon": layer_norm_epsilon, **part}
+        self.attention_norm = LayerNorm(name="attention_norm", **norm)
+        self.feed_forward_norm = LayerNorm(name="feed_forward_norm", **norm)
         self.dropout_layer = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.supports_masking = True
-
-    def _layer_norm(self, name):
-        return LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name)
 
     def build(self, hidden_states_shape):
         sub_layers = self.attention, self.feed_forward

@@ -26,12 +26,13 @@ class Dense(keras.layers.Dense):
 
 
 def built_dense(layer, units, inputs_shape, initializer, name, activation=None):
-    """Returns a built `Dense` with the dtype policy of the layer that it is a part of."""
+    """Returns a built `Dense` with the dtype policy of the layer around it, frozen with it."""
     dense = Dense(
         units,
         activation=activation,
         kernel_initializer=initializer,
         dtype=layer.dtype_policy,
+        trainable=layer.trainable,
         name=name,
     )
     dense.build(inputs_shape)

@@ -64,12 +64,13 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         self.dropout = dropout
         self.embeddings_initializer = normal_initializer(embeddings_initializer)
         self.position_initializer = normal_initializer(position_initializer)
+        part = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.token_embedding = keras.layers.ReversibleEmbedding(
             vocabulary_size,
             hidden_dim,
             embeddings_initializer=self.embeddings_initializer,
-            dtype=self.dtype_policy,
             name="token_embedding",
+            **part,
         )
         self.learned_positions = learned_positions
         self.position_embedding = None
@@ -78,8 +79,8 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
                 max_sequence_length,
                 hidden_dim,
                 embeddings_initializer=self.position_initializer,
-                dtype=self.dtype_policy,
                 name="position_embedding",
+                **part,
             )
         self.dropout_layer = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         self.supports_masking = True

@@ -8,10 +8,11 @@ from kgpt.arguments import checked
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import MovePadding
-from kgpt.models import lora, presets, resize
+from kgpt.models import lora, resize
 from kgpt.models.inputs import complete_inputs
 from kgpt.models.presets import check_heads
 from kgpt.models.quantization import apply_quantization, quantization_config
+from kgpt.models.whole_model import WholeModel
 
 # The constructor's arguments that are attributes and entries of the config under the same name:
 # those of the blocks, and all.
@@ -26,7 +27,7 @@ _OPTIONS = (
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class GPTBackbone(keras.Model):
+class GPTBackbone(WholeModel, keras.Model):
     """Token ids in, hidden states out: the stack of decoder blocks that all heads share.
 
         h_0 = E[token] + P[position]
@@ -131,11 +132,6 @@ class GPTBackbone(keras.Model):
             setattr(self, name, value)
         self.activation = decoder_blocks[0].feed_forward.activation
 
-    from_preset = classmethod(presets.from_preset)
-    save_to_preset = presets.save_to_preset
-    push_to_hub = presets.push_to_hub
-    presets = classmethod(presets.preset_names)
-
     @property
     def token_embedding(self):
         """Returns the `keras.layers.ReversibleEmbedding` that the output is tied to."""
@@ -210,6 +206,8 @@ class GPTBackbone(keras.Model):
         apply_quantization(backbone, quantization)
         if lora_rank is not None:
             backbone.enable_lora(lora_rank, lora_alpha)
+            if not config.get("trainable", True):
+                backbone.trainable = False
         return backbone
 
 

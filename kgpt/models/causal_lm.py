@@ -12,6 +12,7 @@ from kgpt.metrics import Perplexity
 from kgpt.models import text_inputs, token_weights
 from kgpt.models.inputs import complete_inputs
 from kgpt.models.task import Task
+from kgpt.models.tied_output import TiedOutput
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -61,9 +62,9 @@ class CausalLM(Task):
         truncate: str = "end",
         **kwargs,
     ):
-        logits = backbone.embedding(backbone.output, reverse=True)
+        logits = TiedOutput(backbone.embedding, name="tied_output")(backbone.output)
         text = {"tokenizer": tokenizer, "sequence_length": sequence_length, "truncate": truncate}
-        super().__init__(backbone, inputs=backbone.input, outputs=logits, **text, **kwargs)
+        super().__init__(backbone, backbone.input, logits, **text, **kwargs)
         self.own_metrics = [
             keras.metrics.Mean(name="loss"),
             Perplexity(name="perplexity"),

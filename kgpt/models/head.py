@@ -78,7 +78,7 @@ class Head(Task):
             "token_ids": keras.Input(shape, dtype="int32", name="token_ids"),
             "padding_mask": keras.Input(shape, dtype="bool", name="padding_mask"),
         }
-        last_states = LastTokenStates(dtype=backbone.dtype_policy, name="last_states")
+        last_states = LastTokenStates(dtype=backbone.compute_dtype, name="last_states")
         hidden_states = backbone(MergeSequences(name="merge_sequences")(inputs))
         outputs = head(last_states(hidden_states, inputs["padding_mask"]))
         super().__init__(backbone, inputs, outputs, tokenizer, sequence_length, truncate, **kwargs)

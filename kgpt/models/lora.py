@@ -29,6 +29,7 @@ def enable_lora(backbone, rank: int, alpha: float | None = None):
             f"Received: rank={rank}, for a backbone with lora_rank={backbone.lora_rank}. "
             "merge_lora() ends the one that there is."
         )
+    backbone.trainable = True  # as a whole, or else the additions would not be
     for layer in [backbone.embedding, *backbone.decoder_blocks, backbone.final_norm]:
         for variable in [] if layer is None else layer.trainable_variables:
             variable.trainable = False

@@ -11,9 +11,10 @@ from kgpt import recipes
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import num_replicas
-from kgpt.models import fitting, presets
+from kgpt.models import fitting
 from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
 from kgpt.models.quantization import apply_quantization, quantization_config
+from kgpt.models.whole_model import WholeModel
 
 # The task that is in a step, and whether it trains. Keras's steps pass to the loss what `call`
 # returns and nothing else: with the own loss, `call` must return the hidden states there, and only
@@ -41,7 +42,7 @@ class _Uncounted(keras.metrics.Sum):
         return int(ops.convert_to_numpy(super().result()))
 
 
-class Task(keras.Model):
+class Task(WholeModel, keras.Model):
     """A functional model over a shared `GPTBackbone`, with a loss that needs no full logits.
 
     `compile()` with no loss trains with the model's own loss: training and evaluation pass the
@@ -336,19 +337,6 @@ class Task(keras.Model):
     def regularization(self):
         """Returns the sum of the losses that layers have added, or a replica's part of it."""
         return sum((ops.sum(loss) for loss in self.losses), start=0.0) / num_replicas()
-
-    # === Presets and export ===
-
-    from_preset = classmethod(presets.from_preset)
-    save_to_preset = presets.save_to_preset
-    push_to_hub = presets.push_to_hub
-    presets = classmethod(presets.preset_names)
-
-    def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
-        """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""
-        from kgpt.convert.export import export
-
-        export(self, filepath, format, verbose=verbose, **kwargs)
 
     # === Config ===
 

@@ -1,0 +1,97 @@
+"""What Keras does with a model as a whole, where its own way would lose the model's class."""
+
+import functools
+
+import keras
+
+from kgpt.models import presets
+
+
+class WholeModel:
+    """The base of `GPTBackbone` and `Task`, beside `keras.Model`: cloning, freezing, presets, export.
+
+    `keras.models.clone_model` copies a functional model layer by layer. From the inputs and outputs
+    of the copy it makes a model of the same class if the constructor takes any arguments, `*args`
+    and `**kwargs`, and else a plain functional model. Constructors are wrapped here, which is
+    what Keras looks at, while readers see the signature within; the copy is made from the config.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _completed(cls.__init__)
+
+    def __new__(cls, *args, **kwargs):
+        if _is_clone(cls, args):
+            return args[1]
+        return super().__new__(cls, *args, **kwargs)
+
+    def _run_through_graph(self, inputs, **functions):
+        # Keras asks `operation_fn` for something to call, and only to clone for a new operation.
+        operation_fn = functions.get("operation_fn")
+        if operation_fn is None or not isinstance(
+            operation_fn(self._operations[-1]), keras.Operation
+        ):
+            return super()._run_through_graph(inputs, **functions)
+        self._check_clone(keras.tree.flatten(inputs), **functions)
+        return type(self).from_config(self.get_config())
+
+    def _check_clone(self, inputs, operation_fn, call_fn=None):
+        """Raises ValueError for what a copy from the config can't follow."""
+        advice = (
+            f"A {type(self).__name__} is cloned from its config, with new weights. {{}} Clone it "
+            "with no further arguments, or, if a plain Keras model will do, clone "
+            "keras.Model(model.input, model.output)."
+        )
+        if call_fn is not None:
+            raise ValueError(advice.format("Received: a call_function."))
+        if [_signature(x) for x in inputs] != [_signature(x) for x in self.inputs]:
+            received = [f"{x.name} {x.shape}" for x in inputs]
+            raise ValueError(advice.format(f"Received: other input_tensors, {received}."))
+        for operation in self._operations:
+            if isinstance(operation, keras.layers.InputLayer):
+                continue
+            new = operation_fn(operation)
+            same = type(new) is type(operation) and new.get_config() == operation.get_config()
+            if new is operation or not same:
+                raise ValueError(
+                    advice.format(
+                        "Received: a clone_function that does not give the layer "
+                        f"{operation.name!r} once more, with its class and config."
+                    )
+                )
+
+    from_preset = classmethod(presets.from_preset)
+    save_to_preset = presets.save_to_preset
+    push_to_hub = presets.push_to_hub
+    presets = classmethod(presets.preset_names)
+
+    def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
+        """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""
+        from kgpt.convert.export import export
+
+        export(self, filepath, format, verbose=verbose, **kwargs)
+
+
+def _completed(init):
+    """Returns a constructor that takes a finished clone too, and freezes what is not trainable."""
+
+    @functools.wraps(init)
+    def complete(self, *args, **kwargs):
+        if _is_clone(type(self), args):
+            return
+        init(self, *args, **kwargs)
+        if not self.trainable:  # Keras's constructor says so before it knows the layers
+            for layer in self._flatten_layers(include_self=False):
+                layer.trainable = False
+
+    return complete
+
+
+def _is_clone(cls, args):
+    """Whether a constructor's arguments are inputs and a clone in place of the outputs."""
+    return len(args) == 2 and type(args[1]) is cls
+
+
+def _signature(tensor):
+    return tensor.name, tuple(tensor.shape), tensor.dtype

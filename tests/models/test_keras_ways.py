@@ -1,0 +1,325 @@
+"""Keras's ordinary ways with a model: cloned, copied, pickled, frozen, cut, printed."""
+
+import copy
+import inspect
+import json
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from oracles import randomize, to_numpy
+
+import kgpt
+
+VOCABULARY, LAYERS, HEADS, WIDTH, BATCH, LENGTH = 19, 2, 3, 12, 4, 5
+TOKEN_IDS = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH)).astype("int32")
+CHOICES = np.random.default_rng(1).integers(0, VOCABULARY, (BATCH, 2, LENGTH)).astype("int32")
+NUMBERS = np.arange(4.0)[:, None]
+
+# Of each kind: how it is made of a backbone, and data.
+TASKS = {
+    "lm": (kgpt.CausalLM, TOKEN_IDS, None),
+    "classifier": (lambda b, **kw: kgpt.TextClassifier(b, 3, **kw), TOKEN_IDS, np.arange(4) % 3),
+    "regressor": (lambda b, **kw: kgpt.TextRegressor(b, 1, **kw), TOKEN_IDS, NUMBERS),
+    "choice": (kgpt.MultipleChoice, CHOICES, np.arange(4) % 2),
+}
+each_task = pytest.mark.parametrize("kind", TASKS)
+
+
+def make_backbone(**options):
+    sizes = {"max_sequence_length": 8, "dropout": 0.0}
+    return kgpt.GPTBackbone(VOCABULARY, LAYERS, HEADS, WIDTH, **{**sizes, **options})
+
+
+def make(kind, **options):
+    task, x, y = TASKS[kind]
+    return randomize(task(make_backbone(), **options)), x, y
+
+
+def same_outputs(one, other, x):
+    return np.allclose(to_numpy(one(x)), to_numpy(other(x)), atol=1e-6)
+
+
+class TestCloneModel:
+    @each_task
+    def test_a_clone_has_the_class_and_the_config_and_weights_of_its_own(self, kind):
+        model, x, _ = make(kind)
+
+        clone = keras.models.clone_model(model)
+
+        assert type(clone) is type(model)
+        assert clone.get_config() == model.get_config()
+        assert not {id(w) for w in clone.weights} & {id(w) for w in model.weights}
+        assert not same_outputs(clone, model, x)
+        clone.set_weights(model.get_weights())
+        assert same_outputs(clone, model, x)
+
+    def test_a_cloned_language_model_generates(self):
+        lm, _, _ = make("lm")
+
+        clone = keras.models.clone_model(lm)
+
+        assert np.shape(clone.generate(TOKEN_IDS[0, :2], max_new_tokens=2)) == (4,)
+
+    def test_a_backbone_is_cloned_alone_and_inside_a_users_model(self):
+        backbone = make_backbone()
+        inputs = keras.Input((LENGTH,), dtype="int32")
+        model = keras.Model(inputs, keras.layers.Dense(2)(backbone(inputs)))
+
+        alone, around = keras.models.clone_model(backbone), keras.models.clone_model(model)
+
+        assert type(alone) is kgpt.GPTBackbone
+        (inside,) = (layer for layer in around.layers if isinstance(layer, kgpt.GPTBackbone))
+        assert inside is not backbone
+        assert around(TOKEN_IDS).shape == (BATCH, LENGTH, 2)
+
+    @each_task
+    def test_a_clone_is_compiled_as_the_model(self, kind):
+        model, x, y = make(kind)
+        model.compile(keras.optimizers.SGD(1e-3))
+
+        clone = keras.models.clone_model(model)
+        history = clone.fit(x, y, verbose=0).history
+
+        assert clone.optimizer.get_config() == model.optimizer.get_config()
+        assert set(history) == {metric.name for metric in model.own_metrics}
+
+    def test_a_default_compilation_is_cloned(self):
+        lm, _, _ = make("lm")
+        lm.compile()
+
+        assert isinstance(keras.models.clone_model(lm).optimizer, kgpt.recipes.AdamW)
+
+    def test_a_head_of_ones_own_is_cloned(self):
+        class Reward(kgpt.Head):
+            def __init__(self, backbone, **kwargs):
+                super().__init__(backbone, head=keras.layers.Dense(1), **kwargs)
+
+        model = Reward(make_backbone(), lm_loss_weight=0.25)
+
+        clone = keras.models.clone_model(model)
+
+        assert type(clone) is Reward
+        assert clone.lm_loss_weight == 0.25
+
+    @each_task
+    def test_a_clone_function_that_copies_layers_as_they_are_is_followed(self, kind):
+        model, _, _ = make(kind)
+        seen = []
+
+        def copied(layer):
+            seen.append(layer.name)
+            return type(layer).from_config(layer.get_config())
+
+        clone = keras.models.clone_model(model, clone_function=copied)
+
+        assert type(clone) is type(model)
+        inputs = {x.name for x in model.inputs}
+        assert set(seen) == {operation.name for operation in model.operations} - inputs
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"clone_function": lambda layer: layer}, "clone_function"),
+            ({"clone_function": lambda layer: keras.layers.Identity()}, "clone_function"),
+            ({"call_function": lambda layer, *x, **kw: layer(*x, **kw)}, "call_function"),
+        ],
+        ids=["shared_layers", "other_layers", "call_function"],
+    )
+    def test_what_a_clone_cannot_follow_is_refused(self, arguments, message):
+        lm, _, _ = make("lm")
+
+        with pytest.raises(ValueError, match=rf"cloned from its config.*Received: a {message}"):
+            keras.models.clone_model(lm, **arguments)
+
+    def test_other_inputs_are_refused(self):
+        lm, _, _ = make("lm")
+        inputs = {name: keras.Input((LENGTH,), name=name) for name in lm.input}
+
+        with pytest.raises(ValueError, match="Received: other input_tensors"):
+            keras.models.clone_model(lm, input_tensors=inputs)
+
+    def test_readers_see_the_signatures_of_the_constructors(self):
+        assert list(inspect.signature(kgpt.CausalLM).parameters)[:2] == ["backbone", "tokenizer"]
+        assert "num_layers" in inspect.signature(kgpt.GPTBackbone).parameters
+
+
+class TestCopyAndPickle:
+    @pytest.mark.parametrize(
+        "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"]
+    )
+    @each_task
+    def test_a_copy_of_a_trained_model_trains_on_as_the_model(self, kind, copied):
+        model, x, y = make(kind, **({} if kind in ("lm", "regressor") else {"dropout": 0.0}))
+        if kind == "regressor":
+            model = randomize(kgpt.TextRegressor(make_backbone(), 1, dropout=0.0))
+        model.compile(kgpt.recipes.AdamW(1e-2))
+        model.fit(x, y, verbose=0)
+
+        twin = copied(model)
+
+        assert type(twin) is type(model)
+        assert same_outputs(twin, model, x)
+        assert int(twin.optimizer.iterations) == int(model.optimizer.iterations) == 1
+        expected, found = (
+            each.fit(x, y, epochs=2, shuffle=False, verbose=0).history for each in (model, twin)
+        )
+        assert set(found) == set(expected)
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+
+    def test_a_copy_keeps_the_default_optimizer_and_a_loss_of_keras(self):
+        lm, x, _ = make("lm")
+        lm.compile()
+        assert copy.deepcopy(lm)._optimizer_is_default
+        lm.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+        history = copy.deepcopy(lm).fit(x, x, verbose=0).history
+
+        assert set(history) == {"loss"}  # and no perplexity
+
+    def test_a_copy_has_the_tokenizer(self):
+        tokenizer = kgpt.Tokenizer.train(["abc" * 9], style="characters")
+        lm = kgpt.CausalLM(make_backbone(), tokenizer=tokenizer)
+
+        twin = pickle.loads(pickle.dumps(lm))
+
+        assert twin.tokenizer.encode("cab") == tokenizer.encode("cab")
+
+
+class TestTrainable:
+    @each_task
+    def test_over_a_backbone_made_frozen_a_task_trains_its_own_variables_only(self, kind):
+        task, x, y = TASKS[kind]
+        model = task(make_backbone(trainable=False))
+        before = model.backbone.get_weights()
+
+        of_head = [] if kind == "lm" else model.output_projection.weights
+        assert [id(v) for v in model.trainable_variables] == [id(v) for v in of_head]
+        if kind != "lm":
+            model.compile(keras.optimizers.SGD(0.1))
+            model.fit(x, y, verbose=0)
+        for one, other in zip(before, model.backbone.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize("when", ["made", "set"])
+    def test_a_frozen_backbone_is_frozen_after_saving_and_loading(self, when, tmp_path):
+        backbone = make_backbone(trainable=when == "set")
+        backbone.trainable = False
+        model = kgpt.TextClassifier(backbone, 3)
+        model.save(tmp_path / "model.keras")
+
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+
+        assert len(loaded.trainable_variables) == len(model.trainable_variables) == 2
+        loaded.backbone.trainable = True
+        assert len(loaded.trainable_variables) == len(loaded.weights)
+
+    @each_task
+    def test_a_task_made_frozen_is_frozen_in_a_users_model_too(self, kind):
+        model, x, _ = make(kind, trainable=False)
+        inputs = keras.Input(x.shape[1:], dtype="int32")
+
+        around = keras.Model(inputs, keras.layers.Dense(1)(model(inputs)))
+
+        assert model.trainable_variables == []
+        assert len(around.trainable_variables) == 2
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            lambda: kgpt.layers.DecoderBlock(3, 24, query_key_norm=True, trainable=False),
+            lambda: kgpt.layers.CausalSelfAttention(3, query_key_norm=True, trainable=False),
+            lambda: kgpt.layers.FeedForward(24, trainable=False),
+        ],
+        ids=["block", "attention", "feed_forward"],
+    )
+    def test_a_layer_made_frozen_is_frozen_in_a_model_and_after_its_config(self, layer):
+        layer = layer()
+        twin = type(layer).from_config(json.loads(json.dumps(layer.get_config())))
+
+        for each in (layer, twin):
+            inputs = keras.Input((LENGTH, WIDTH))
+            model = keras.Model(inputs, keras.layers.Dense(1)(each(inputs)))
+            assert len(model.trainable_variables) == 2
+            each.trainable = True
+            assert len(model.trainable_variables) == len(model.weights)
+
+    def test_an_embedding_made_frozen_is_frozen_in_a_model(self):
+        layer = kgpt.layers.TokenAndPositionEmbedding(VOCABULARY, 8, WIDTH, trainable=False)
+        inputs = keras.Input((LENGTH,), dtype="int32")
+
+        model = keras.Model(inputs, keras.layers.Dense(1)(layer(inputs)))
+
+        assert len(model.trainable_variables) == 2
+
+    def test_lora_over_a_frozen_backbone_trains_the_additions(self):
+        backbone = make_backbone(trainable=False)
+
+        backbone.enable_lora(2)
+
+        assert {v.name for v in backbone.trainable_variables} == {"lora_kernel_a", "lora_kernel_b"}
+
+    def test_additions_that_were_frozen_are_frozen_after_their_config(self):
+        backbone = make_backbone()
+        backbone.enable_lora(2)
+        backbone.trainable = False
+
+        twin = kgpt.GPTBackbone.from_config(backbone.get_config())
+
+        assert kgpt.TextClassifier(twin, 3).trainable_variables[0].name == "kernel"
+
+
+class TestCutOut:
+    def test_a_part_of_the_body_takes_its_mask_and_segments_as_none(self):
+        backbone = randomize(make_backbone())
+        states = backbone.get_layer("decoder_block_0").output
+
+        first = keras.Model(backbone.input, states)
+
+        inputs = {"token_ids": TOKEN_IDS, "padding_mask": None, "segment_ids": None}
+        expected = backbone.decoder_blocks[0](backbone.embedding(TOKEN_IDS))
+        np.testing.assert_allclose(to_numpy(first(inputs)), to_numpy(expected), atol=1e-6)
+
+
+class TestSummary:
+    @pytest.fixture(autouse=True)
+    def wide_terminal(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "150")
+
+    def rows(self, model):
+        """The printed table by layer: shape, number of parameters."""
+        lines = []
+        model.summary(print_fn=lines.append)
+        table = [
+            [cell.strip() for cell in line.split("│")[1:-1]]
+            for line in "\n".join(lines).splitlines()
+            if "│" in line
+        ]
+        return {row[0].split(" ")[0]: row[1:3] for row in table if row[1]}
+
+    def test_the_embedding_gives_hidden_states_and_the_tied_output_logits(self):
+        lm, _, _ = make("lm")
+        weights = VOCABULARY * WIDTH + 8 * WIDTH
+
+        for model in (lm.backbone, lm):
+            assert self.rows(model)["embedding"] == ["(None, None, 12)", str(weights)]
+        assert self.rows(lm)["tied_output"] == ["(None, None, 19)", "0"]
+        assert "tied_output" not in self.rows(lm.backbone)
+
+    def test_the_tied_output_adds_no_weights(self):
+        lm, _, _ = make("lm")
+
+        assert [w.path for w in lm.weights] == [w.path for w in lm.backbone.weights]
+        assert lm.count_params() == lm.backbone.count_params()
+
+    def test_a_users_model_of_the_logits_is_saved_and_stays_tied(self, tmp_path):
+        lm, _, _ = make("lm")
+        inputs = {"token_ids": TOKEN_IDS, "padding_mask": None, "segment_ids": None}
+        model = keras.Model(lm.input, lm.output * 2)
+        model.save(tmp_path / "model.keras")
+
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+
+        assert len(loaded.weights) == len(lm.weights)
+        np.testing.assert_allclose(to_numpy(loaded(inputs)), 2 * to_numpy(lm(TOKEN_IDS)), atol=1e-5)
