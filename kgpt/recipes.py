@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kgpt.arguments import checked, learning_rate_or_schedule, number
+from kgpt.kernels.platform import wide
 from kgpt.settings import Settings, fastest_settings
 
 __all__ = [
@@ -57,8 +58,17 @@ class AdamW(keras.optimizers.AdamW):
         self._shares = _shares_by_depth([v.path for v in variables], self.layer_decay)
         super().build(variables)
 
+    def add_variable(self, *args, dtype=None, name=None, **kwargs):
+        if (name or "").endswith(("momentum", "velocity", "velocity_hat")):
+            dtype = wide(dtype)
+        return super().add_variable(*args, dtype=dtype, name=name, **kwargs)
+
     def update_step(self, gradient, variable, learning_rate):
-        super().update_step(gradient, variable, learning_rate * self._share(variable))
+        learning_rate = learning_rate * self._share(variable)
+        super().update_step(gradient, _InFloat32.where_narrow(variable), learning_rate)
+
+    def _var_key(self, variable):
+        return super()._var_key(getattr(variable, "narrow", variable))
 
     def _share(self, variable):
         """Returns the share of the learning rate that a variable has."""
@@ -83,6 +93,27 @@ class AdamW(keras.optimizers.AdamW):
 
     def get_config(self):
         return {**super().get_config(), "layer_decay": self.layer_decay, "exact": self.exact}
+
+
+class _InFloat32:
+    """A variable of 16 bits as an optimizer sees it that computes in float32.
+
+    In bfloat16 Adam's `beta_2` of 0.999 is 1: its bias correction would make each update 0.
+    """
+
+    def __init__(self, narrow):
+        self.narrow, self.dtype = narrow, "float32"
+
+    @classmethod
+    def where_narrow(cls, variable):
+        return cls(variable) if variable.dtype in ("bfloat16", "float16") else variable
+
+    def __getattr__(self, name):
+        return getattr(self.narrow, name)
+
+    def assign_sub(self, value):
+        new = ops.cast(self.narrow, "float32") - value
+        self.narrow.assign(ops.cast(new, self.narrow.dtype))  # rounded once
 
 
 def _shares_by_depth(paths: list[str], layer_decay: float) -> list[float]:

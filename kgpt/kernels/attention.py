@@ -8,7 +8,7 @@ from keras import ops
 
 from kgpt.kernels import dropout as dropout_kernel
 from kgpt.kernels import platform
-from kgpt.kernels.platform import barrier, custom_gradient, is_static_length
+from kgpt.kernels.platform import barrier, custom_gradient, is_static_length, matmul, wide
 
 # From so many positions on, known when the step is compiled, scores exist for a tile at a time.
 TILED_FROM = 256
@@ -32,11 +32,11 @@ def reference(query, key, value, visible, keep=None, rate: float = 0.0):
         float tensor `(batch, length, heads, head_dim)`.
     """
     query = query * (1 / math.sqrt(query.shape[-1]))
-    scores = ops.matmul(_arrange(query, "blhd->bhld"), _arrange(key, "blhd->bhdl"))
+    scores = matmul(_arrange(query, "blhd->bhld"), _arrange(key, "blhd->bhdl"))
     weights = softmax(scores, visible)  # (batch, heads, query, key)
     if keep is not None:
         weights = dropout_kernel.reference(weights, keep, rate)
-    return _arrange(ops.matmul(weights, _arrange(value, "blhd->bhld")), "bhld->blhd")
+    return _arrange(matmul(weights, _arrange(value, "blhd->bhld")), "bhld->blhd")
 
 
 def attend(query, key, value, segment_ids=None, rate: float = 0.0, seed=None):
@@ -135,9 +135,9 @@ def visible_keys(segment_ids, start, queries, keys):
 
 def softmax(scores, visible):
     """Returns the softmax over visible keys, in float32 at least, in the dtype of `scores`."""
-    wide = keras.backend.result_type(scores.dtype, "float32")
-    hidden = ops.cast(ops.where(visible, 0.0, -1e9), wide)
-    weights = ops.softmax(ops.cast(scores, wide) + hidden)
+    dtype = wide(scores.dtype)
+    hidden = ops.cast(ops.where(visible, 0.0, -1e9), dtype)
+    weights = ops.softmax(ops.cast(scores, dtype) + hidden)
     return ops.cast(weights, scores.dtype)
 
 
@@ -266,12 +266,12 @@ class _Group:
             visible, mask = self._visible(segment_ids, i), self._mask(draw, i)
             d_tile, *shares = _gradients(tiles[i], key, value, visible, mask, upstream[i], means[i])
             d_key, d_value = (
-                total + ops.cast(share, "float32")
+                total + ops.cast(share, total.dtype)
                 for total, share in zip((d_key, d_value), shares, strict=True)
             )
             return _put(tiles, i, d_tile), d_key, d_value
 
-        zeros = [ops.zeros_like(x, dtype="float32") for x in (key, value)]
+        zeros = [ops.zeros_like(x, dtype=wide(x.dtype)) for x in (key, value)]
         tiles, d_key, d_value = ops.fori_loop(0, self.count, add_tile, (self._cut(query), *zeros))
         return self._join(tiles), ops.cast(d_key, key.dtype), ops.cast(d_value, value.dtype)
 
@@ -301,9 +301,9 @@ class _Group:
 
 def _attend(query, key, value, visible, mask):
     """Returns the attention of one tile, before dropout's scale, and the mask of dropout."""
-    weights = softmax(ops.matmul(query, _arrange(key, "bhld->bhdl")), visible)
+    weights = softmax(matmul(query, _arrange(key, "bhld->bhdl")), visible)
     keep = mask(weights)
-    return ops.matmul(_drop(weights, keep), value), keep
+    return matmul(_drop(weights, keep), value), keep
 
 
 def _gradients(query, key, value, visible, mask, upstream, means):
@@ -312,14 +312,14 @@ def _gradients(query, key, value, visible, mask, upstream, means):
     `dV = P^T dO, dP = dO V^T, dS = P (dP - mean), dQ = dS K, dK = dS^T Q` (Dao et al. 2022,
     appendix B.2), where dropout's mask is on the `P` of the first equation and on `dP`.
     """
-    weights = softmax(ops.matmul(query, _arrange(key, "bhld->bhdl")), visible)  # P
+    weights = softmax(matmul(query, _arrange(key, "bhld->bhdl")), visible)  # P
     keep = mask(weights)
-    d_weights = _drop(ops.matmul(upstream, _arrange(value, "bhld->bhdl")), keep)
+    d_weights = _drop(matmul(upstream, _arrange(value, "bhld->bhdl")), keep)
     d_scores = ops.cast(weights, means.dtype) * (ops.cast(d_weights, means.dtype) - means)
     d_scores = ops.cast(d_scores, query.dtype)
-    d_key = ops.matmul(_arrange(d_scores, "bhqk->bhkq"), query)
-    d_value = ops.matmul(_arrange(_drop(weights, keep), "bhqk->bhkq"), upstream)
-    return ops.matmul(d_scores, key), d_key, d_value
+    d_key = matmul(_arrange(d_scores, "bhqk->bhkq"), query)
+    d_value = matmul(_arrange(_drop(weights, keep), "bhqk->bhkq"), upstream)
+    return matmul(d_scores, key), d_key, d_value
 
 
 def _weighted_means(attended, upstream):
@@ -329,8 +329,8 @@ def _weighted_means(attended, upstream):
     `attended` must be without a gradient of its own: on PyTorch a backward function that refers to
     its own output keeps itself alive, and all that it has saved.
     """
-    wide = keras.backend.result_type(attended.dtype, "float32")
-    return ops.sum(ops.cast(attended, wide) * ops.cast(upstream, wide), axis=-1, keepdims=True)
+    dtype = wide(attended.dtype)
+    return ops.sum(ops.cast(attended, dtype) * ops.cast(upstream, dtype), axis=-1, keepdims=True)
 
 
 def _drop(weights, keep):

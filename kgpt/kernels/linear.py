@@ -3,11 +3,12 @@
 from keras import ops
 
 from kgpt.kernels.platform import custom_gradient, is_jax_on_cpu
+from kgpt.kernels.platform import matmul as product
 
 
 def reference(inputs, kernel):
     """Returns `inputs` `(..., inputs)` times `kernel` `(inputs, units)`."""
-    return ops.matmul(inputs, kernel)
+    return product(inputs, ops.convert_to_tensor(kernel))
 
 
 def matmul(inputs, kernel, training: bool = False):

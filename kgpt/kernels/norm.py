@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgpt.kernels.platform import barrier, custom_gradient
+from kgpt.kernels.platform import barrier, custom_gradient, wide
 
 
 def reference(x, gain, bias, epsilon: float):
@@ -34,24 +34,25 @@ def layer_norm(x, gain, bias, epsilon: float, training: bool = False):
 
 def _with_own_gradient(epsilon):
     @custom_gradient
-    def normalize(x, gain, bias):
-        wide = keras.backend.result_type(x.dtype, "float32")
-        centred = ops.cast(x, wide)
+    def normalize(x, *parameters):
+        dtype = wide(x.dtype)
+        gain, bias = (ops.cast(v, dtype) for v in parameters)
+        centred = ops.cast(x, dtype)
         centred = centred - _mean(centred)
         inverse = ops.rsqrt(_mean(ops.square(centred)) + epsilon)  # of the standard deviation
         normed = centred * inverse
         saved = ops.cast(normed, x.dtype)
 
         def gradient(upstream):
-            normed = ops.cast(barrier(saved, after=upstream), wide)
-            d_y = ops.cast(upstream, wide)
+            normed = ops.cast(barrier(saved, after=upstream), dtype)
+            d_y = ops.cast(upstream, dtype)
             d_normed = d_y * gain
             d_x = d_normed - _mean(d_normed) - normed * _mean(d_normed * normed)
             axes = tuple(range(len(x.shape) - 1))
             return (
                 ops.cast(d_x * inverse, x.dtype),
-                ops.cast(ops.sum(d_y * normed, axis=axes), gain.dtype),
-                ops.cast(ops.sum(d_y, axis=axes), bias.dtype),
+                ops.cast(ops.sum(d_y * normed, axis=axes), parameters[0].dtype),
+                ops.cast(ops.sum(d_y, axis=axes), parameters[1].dtype),
             )
 
         return ops.cast(normed * gain + bias, x.dtype), gradient

@@ -43,6 +43,48 @@ def is_static_length(length, at_least: int = 1) -> bool:
     return isinstance(length, int) and length >= at_least
 
 
+def checked_policy(dtype=None):
+    """Returns a dtype policy; Keras's own if None.
+
+    Args:
+        dtype: name of a dtype policy, or the policy.
+
+    Raises:
+        ValueError: for a policy of another kind than floats, and for float64 on JAX while it has
+            32-bit numbers only.
+    """
+    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    dtypes = {policy.compute_dtype, policy.variable_dtype}
+    if not dtypes <= {"float16", "bfloat16", "float32", "float64"}:
+        raise ValueError(
+            f"A model computes with floats. Received: dtype={policy.name!r}. Try one of "
+            '"float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float64".'
+        )
+    if "float64" in dtypes and keras.config.backend() == "jax":
+        import jax
+
+        if not jax.config.jax_enable_x64:
+            raise ValueError(
+                "JAX has 32-bit numbers unless it is told otherwise, and would compute in float32. "
+                f"Received: dtype={policy.name!r}. Try JAX_ENABLE_X64=1 in the environment, or "
+                'jax.config.update("jax_enable_x64", True), before the model is made.'
+            )
+    return policy
+
+
+def wide(dtype) -> str:
+    """Returns what sums and exponentials of a dtype are computed in: float32, or its float64.
+
+    Keras's own `result_type` gives float32 for float64 and float32.
+    """
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
+
+
+def matmul(x, y):
+    """`ops.matmul`, which on PyTorch would compute in float32 what is float64."""
+    return x @ y if keras.config.backend() == "torch" else ops.matmul(x, y)
+
+
 def custom_gradient(function):
     """`ops.custom_gradient` with one signature on all backends.
 

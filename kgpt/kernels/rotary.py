@@ -3,6 +3,8 @@
 import numpy as np
 from keras import ops
 
+from kgpt.kernels.platform import wide
+
 
 def rotate(x, position_ids):
     """Rotates pairs of entries by angles that grow with the position (Su et al. 2021, 3.2.2).
@@ -15,14 +17,17 @@ def rotate(x, position_ids):
         position_ids: int tensor `(length,)` or `(batch, length)`.
 
     Returns:
-        A tensor like `x`. Angles are float32 whatever the dtype is.
+        A tensor like `x`. Angles are float32 at least, whatever the dtype is.
     """
     half = x.shape[-1] // 2
-    frequencies = (10000.0 ** (-np.arange(half) / half)).astype("float32")
+    dtype = wide(x.dtype)
+    frequencies = (10000.0 ** (-np.arange(half) / half)).astype(dtype)
     # A tensor: PyTorch multiplies by an array in numpy, which what is recorded or exported lacks.
-    frequencies = ops.convert_to_tensor(frequencies)
-    angles = ops.cast(position_ids, "float32")[..., None, None] * frequencies
+    frequencies = ops.convert_to_tensor(frequencies, dtype)
+    angles = ops.cast(position_ids, dtype)[..., None, None] * frequencies
+    if dtype == "float64":  # large angles would lose most in Keras's cosine, float32 on JAX
+        angles = angles % (2 * np.pi)
     cos, sin = ops.cos(angles), ops.sin(angles)  # (length, 1, half), or with a batch
-    first, second = ops.split(ops.cast(x, "float32"), 2, axis=-1)
+    first, second = ops.split(ops.cast(x, dtype), 2, axis=-1)
     rotated = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return ops.cast(rotated, x.dtype)

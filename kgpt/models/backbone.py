@@ -5,6 +5,7 @@ import math
 import keras
 
 from kgpt.arguments import checked
+from kgpt.kernels.platform import checked_policy
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import MovePadding
@@ -103,7 +104,7 @@ class GPTBackbone(WholeModel, keras.Model):
     ):
         options = {name: value for name, value in locals().items() if name in _OPTIONS}
         options["intermediate_dim"] = intermediate_dim or 4 * hidden_dim
-        policy = keras.dtype_policies.get(dtype)
+        policy = checked_policy(dtype)
 
         # === Layers ===
         embedding, decoder_blocks, final_norm = _make_layers(options, policy)

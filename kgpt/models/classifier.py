@@ -75,7 +75,7 @@ class TextClassifier(Head):
                 f"none. Received: num_classes={num_classes}, class_names={class_names}."
             )
         head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
-        output_projection = output_projection_layer(num_classes)
+        output_projection = output_projection_layer(backbone, num_classes)
         super().__init__(
             backbone,
             head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),

@@ -6,7 +6,7 @@ from keras import ops
 from kgpt import recipes
 from kgpt.arguments import checked
 from kgpt.data.tasks import TaskBatches
-from kgpt.kernels.platform import sum_over_replicas
+from kgpt.kernels.platform import sum_over_replicas, wide
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.models.fitting import UNKNOWN_STEPS
 from kgpt.models.inputs import merge_sequences, standardize_sequences
@@ -203,12 +203,12 @@ def targets_of(x, y):
     return x.labels if isinstance(x, TaskBatches) else y
 
 
-def output_projection_layer(units: int) -> keras.layers.Dense:
-    """Returns the linear map of a head, initialised as GPT-1's."""
+def output_projection_layer(backbone, units: int) -> keras.layers.Dense:
+    """Returns the linear map of a head, initialised as GPT-1's, in float32 at least."""
     return keras.layers.Dense(
         units,
         kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
-        dtype="float32",
+        dtype=wide(backbone.variable_dtype),
         name="output_projection",
     )
 

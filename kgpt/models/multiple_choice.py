@@ -55,7 +55,7 @@ class MultipleChoice(Head):
         head_dropout = keras.layers.Dropout(
             dropout, noise_shape=(None, 1, None), name="head_dropout"
         )
-        output_projection = output_projection_layer(1)
+        output_projection = output_projection_layer(backbone, 1)
         super().__init__(
             backbone,
             head=lambda states: ops.squeeze(output_projection(head_dropout(states)), axis=-1),

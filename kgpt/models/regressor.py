@@ -63,7 +63,7 @@ class TextRegressor(Head):
         **kwargs,
     ):
         head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
-        output_projection = output_projection_layer(num_outputs)
+        output_projection = output_projection_layer(backbone, num_outputs)
         super().__init__(
             backbone,
             head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),

@@ -14,6 +14,7 @@ from kgpt.kernels.platform import num_replicas
 from kgpt.models import fitting
 from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
 from kgpt.models.quantization import apply_quantization, quantization_config
+from kgpt.models.trained_dtypes import check_trained_dtypes
 from kgpt.models.whole_model import WholeModel
 
 # The task that is in a step, and whether it trains. Keras's steps pass to the loss what `call`
@@ -93,6 +94,7 @@ class Task(WholeModel, keras.Model):
             )
         backbone.embedding.check_length(sequence_length)
         self.backbone = backbone
+        self.dtype_policy = backbone.dtype_policy  # by which Keras scales the loss in float16
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
         self.truncate = truncate
@@ -209,6 +211,11 @@ class Task(WholeModel, keras.Model):
     @property
     def _in_own_step(self):
         return self._uses_own_loss and _step.get()[0] is self
+
+    def make_train_function(self, force=False):
+        # Before a fit begins: on JAX a step that fails takes the weights with it.
+        check_trained_dtypes(self)
+        return super().make_train_function(force)
 
     def train_step(self, *args):
         with _in_step(self, training=True):
