@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kgpt.convert import configs
 from kgpt.convert.weights import find_tensors, import_extra, read_weights, write_weights
-from kgpt.layers.embedding import starting_at_zero
+from kgpt.initializers import starting_at_zero
 from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 from kgpt.tokenizer import Tokenizer
 from kgpt.tokenizer.gpt1_words import gpt1_rules

@@ -6,7 +6,7 @@ import json
 from keras import ops
 
 from kgpt.convert.huggingface import make_tokenizer
-from kgpt.layers.embedding import starting_at_zero
+from kgpt.initializers import starting_at_zero
 from kgpt.layers.feed_forward import gelu_tanh
 from kgpt.models import CausalLM, GPTBackbone
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kgpt.convert.weights import assign, named_weights
-from kgpt.layers.embedding import starting_at_zero
+from kgpt.initializers import starting_at_zero
 from kgpt.models import CausalLM, GPTBackbone
 from kgpt.tokenizer import Tokenizer
 

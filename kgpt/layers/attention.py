@@ -4,12 +4,12 @@ import keras
 from keras import ops
 
 from kgpt.arguments import checked
+from kgpt.initializers import normal_initializer
 from kgpt.kernels import cache as kv_cache
 from kgpt.kernels.attention import attend
 from kgpt.kernels.rotary import rotate
 from kgpt.layers.dense import built_dense
 from kgpt.layers.dropout import Dropout
-from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.padding import from_right_padding, to_right_padding
 
 

@@ -3,9 +3,9 @@
 import keras
 
 from kgpt.arguments import checked
+from kgpt.initializers import normal_initializer
 from kgpt.layers.attention import CausalSelfAttention
 from kgpt.layers.dropout import Dropout
-from kgpt.layers.embedding import normal_initializer
 from kgpt.layers.feed_forward import FeedForward
 from kgpt.layers.layer_norm import LayerNorm
 

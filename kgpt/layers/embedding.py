@@ -1,12 +1,10 @@
 """Tokens and positions in, hidden states out; and, with the same matrix, back to tokens."""
 
-import contextlib
-import contextvars
-
 import keras
 from keras import ops
 
 from kgpt.arguments import checked
+from kgpt.initializers import normal_initializer
 from kgpt.layers.dropout import Dropout
 
 
@@ -133,36 +131,6 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             "position_initializer": keras.initializers.serialize(self.position_initializer),
             "learned_positions": self.learned_positions,
         }
-
-
-_start_at_zero = contextvars.ContextVar("start_at_zero", default=False)
-
-
-@contextlib.contextmanager
-def starting_at_zero():
-    """Layers made inside draw no random numbers, which takes time and memory.
-
-    For models whose weights are about to be read from a file.
-    """
-    token = _start_at_zero.set(True)
-    try:
-        yield
-    finally:
-        _start_at_zero.reset(token)
-
-
-def normal_initializer(initializer):
-    """Returns a copy of the initializer, or GPT's N(0, 0.02) if None (GPT-1, section 4.1).
-
-    A copy, since an initializer gives the same numbers at each call: no two weights may share it.
-    """
-    if _start_at_zero.get():
-        return keras.initializers.Zeros()
-    if initializer is None:
-        return keras.initializers.RandomNormal(stddev=0.02)
-    initializer = keras.initializers.get(initializer)
-    is_object = isinstance(initializer, keras.initializers.Initializer)
-    return initializer.clone() if is_object else initializer
 
 
 def _positions(token_ids, segment_ids):

@@ -4,9 +4,9 @@ import keras
 from keras import ops
 
 from kgpt.arguments import checked
+from kgpt.initializers import normal_initializer
 from kgpt.kernels.gelu import gelu
 from kgpt.layers.dense import built_dense
-from kgpt.layers.embedding import normal_initializer
 
 
 @keras.saving.register_keras_serializable(package="kgpt")

@@ -61,16 +61,13 @@ def fit(
     callbacks = with_progress_bar(_prepare_fit(self, class_weight, callbacks), verbose)
     self.training_data = x
     training, validation = _source(self, x, y, sample_weight, shuffle), None
+    options = {
+        "validation_steps": validation_steps,
+        "validation_batch_size": validation_batch_size,
+    }
     if validation_data is not None:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(validation_data)
-        given = {"y": y, "sample_weight": sample_weight}
-        refuse_beside_batches(x, **given, validation_batch_size=validation_batch_size)
-        size = validation_batch_size or batch_size
-        x, y, sample_weight = _without_texts(self, x, y, sample_weight, size)
-        validation = _source(self, _from_beginning(x, validation_steps), y, sample_weight)
-        validation_data = validation.data
-    options = {"validation_data": validation_data, "validation_steps": validation_steps}
-    options["validation_batch_size"] = validation_batch_size
+        validation = _validation(self, validation_data, batch_size, **options)
+        options["validation_data"] = validation.data
     steps = kwargs.get("steps_per_epoch")
     data = by_update(training.data, _updates(self), batch_size, steps, shuffle)
     try:
@@ -158,6 +155,15 @@ def predict_on_batch(self, x):
 def _compile_if_needed(task):
     if not task.compiled:
         task.compile()
+
+
+def _validation(task, data, batch_size, validation_steps, validation_batch_size):
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    given = {"y": y, "sample_weight": sample_weight}
+    refuse_beside_batches(x, **given, validation_batch_size=validation_batch_size)
+    size = validation_batch_size or batch_size
+    x, y, sample_weight = _without_texts(task, x, y, sample_weight, size)
+    return _source(task, _from_beginning(x, validation_steps), y, sample_weight)
 
 
 def _without_texts(task, x, y, sample_weight, batch_size, seed=None, learns=False):

@@ -8,7 +8,7 @@ from kgpt.models import presets
 
 
 class WholeModel:
-    """The base of `GPTBackbone` and `Task`, beside `keras.Model`: copies, freezing, presets, export.
+    """The base of `GPTBackbone` and `Task`: cloning, freezing, presets, export.
 
     `keras.models.clone_model` copies a functional model layer by layer. From the inputs and outputs
     of the copy it makes a model of the same class if the constructor takes any arguments, `*args`
@@ -85,6 +85,7 @@ def _completed(init):
             for layer in self._flatten_layers(include_self=False):
                 layer.trainable = False
 
+    vars(complete).pop("__signature__", None)  # `init` may have one; Keras would look at it
     return complete
 
 

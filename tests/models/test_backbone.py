@@ -623,7 +623,7 @@ def test_heads_that_do_not_divide_the_width_are_refused_with_advice():
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"name='gpt5'\. Try one of gpt1, gpt2,"):
+    with pytest.raises(ValueError, match=r"Received: 'gpt5'\. .* one of gpt1, gpt2,"):
         kgpt.GPTBackbone.from_preset("gpt5", load_weights=False)
 
 
