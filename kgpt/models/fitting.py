@@ -48,9 +48,8 @@ def fit(
     _compile_if_needed(self)
     has_order = kind_of(x) not in (None, "a PyDataset")
     split = validation_split or None
-    given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
-    given["shuffle"] = shuffle if has_order else None
-    refuse_beside_batches(x, **given, validation_split=split)
+    given = {"batch_size": batch_size, "shuffle": shuffle if has_order else None}
+    refuse_beside_batches(x, y=y, sample_weight=sample_weight, **given, validation_split=split)
     if split and validation_data is None:
         split_data = split_texts if is_text(x) else train_validation_split
         (x, y, sample_weight), validation_data = split_data((x, y, sample_weight), split)
@@ -61,10 +60,8 @@ def fit(
     callbacks = with_progress_bar(_prepare_fit(self, class_weight, callbacks), verbose)
     self.training_data = x
     training, validation = _source(self, x, y, sample_weight, shuffle), None
-    options = {
-        "validation_steps": validation_steps,
-        "validation_batch_size": validation_batch_size,
-    }
+    options = {"validation_steps": validation_steps}
+    options["validation_batch_size"] = validation_batch_size
     if validation_data is not None:
         validation = _validation(self, validation_data, batch_size, **options)
         options["validation_data"] = validation.data
