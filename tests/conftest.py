@@ -38,3 +38,20 @@ def reference_data() -> Path:
             "OpenAI's vocabularies (vocab/gpt1, vocab/gpt2) to run this test"
         )
     return REFERENCE_DATA
+
+
+# What asks nothing of the backend: text, tokens, arrays, arguments, files. One run is enough.
+ANY_BACKEND = (
+    *("text/", "tokenizer/", "data/test_builtin", "data/test_columns", "data/test_corpus"),
+    *("data/test_read_texts", "data/test_sequences", "data/test_split", "data/test_tasks"),
+    *("convert/test_model_card", "test_docstring_examples", "test_examples", "test_house"),
+    *("test_keywords", "test_plot", "test_values"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests that the runs on further backends leave out."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(ANY_BACKEND):
+            item.add_marker(pytest.mark.any_backend)
