@@ -18,7 +18,7 @@ from oracles import (
 )
 
 import kgpt
-from kgpt.models.backbone import PRESETS
+from kgpt.models.presets import PRESETS
 
 # vocabulary_size, num_layers, num_heads, hidden_dim, max_sequence_length, length
 SIZES = {
