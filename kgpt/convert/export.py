@@ -25,6 +25,8 @@ _PACKAGES = {
     ("torch", "onnx"): ("onnx", "onnxscript"),
     ("jax", "tf_saved_model"): ("tensorflow",),
 }
+# The modes of quantization whose files the backend's converter writes and no runtime loads.
+_NOT_QUANTIZED = {("torch", "onnx"): ("int8", "int4"), ("tensorflow", "litert"): ("int8",)}
 _MOST_BYTES = 2 * 10**9  # in an ONNX or LiteRT file, by the formats' 32-bit offsets
 
 
@@ -51,12 +53,12 @@ def export(
     replaced only when the new file is complete.
 
     Args:
-        model: a `CausalLM` or another head.
+        model: a `CausalLM`, another head, or a `GPTBackbone`.
         path: where to write.
         format: one of the table.
         padding_mask: bool. Whether the file takes a padding mask. None is what the model needs:
-            heads that look for the last token of a sequence do, a `CausalLM` does not, since
-            padding at the end changes nothing before it.
+            heads that look for the last token of a sequence do, a `CausalLM` and a backbone do
+            not, since padding at the end changes nothing before it.
         verbose: bool. Whether to print where it was written.
         **kwargs: further arguments of `keras.Model.export` for the format, such as `opset_version`.
 
@@ -79,9 +81,11 @@ def export(
     inputs = {"token_ids": keras.Input(shape, dtype="int32", name="token_ids")}
     if padding_mask:
         inputs["padding_mask"] = keras.Input(shape, dtype="bool", name="padding_mask")
-    is_lm = len(shape) == 1
-    axes = dict.fromkeys(inputs, ("batch", "length") if is_lm else ("batch", "sequences", "length"))
-    axes["outputs"] = ("batch", "length", "vocabulary") if is_lm else ("batch", "sequences")
+    is_head = len(shape) > 1
+    axes = dict.fromkeys(
+        inputs, ("batch", "sequences", "length") if is_head else ("batch", "length")
+    )
+    axes["outputs"] = ("batch", "sequences") if is_head else ("batch", "length", "vocabulary")
     _write(model, inputs, axes, path, format, verbose, **kwargs)
 
 
@@ -210,17 +214,27 @@ def _check(model, path, format) -> Path:
             "path exists and holds no exported model of this format, so it is not overwritten. "
             f"Received: {path}. Try another path."
         )
-    num_bytes = 4 * model.backbone.count_params()
+    backbone = getattr(model, "backbone", model)
+    num_bytes = 4 * backbone.count_params()
     if format != "tf_saved_model" and num_bytes > _MOST_BYTES:
         raise ValueError(
             f"A file of the format {format!r} holds {_MOST_BYTES:,} bytes at most. "
             f'Received: a model of {num_bytes:,} bytes. Try format="tf_saved_model".'
         )
-    if format != "tf_saved_model" and model.backbone.compute_dtype != "float32":
+    if format != "tf_saved_model" and backbone.compute_dtype != "float32":
         raise ValueError(
             f"Only float32 models can be exported to {format!r}. Received: a backbone with "
-            f'dtype={model.backbone.dtype_policy.name!r}. Make one with dtype="float32", and give '
+            f'dtype={backbone.dtype_policy.name!r}. Make one with dtype="float32", and give '
             "it this model's weights with set_weights(model.get_weights())."
+        )
+    modes = {layer.quantization_mode for layer in model._flatten_layers()}
+    refused = modes.intersection(_NOT_QUANTIZED.get((backend, format), ()))
+    if refused:
+        raise ValueError(
+            f"The backend {backend!r} can't export these quantized weights to {format!r}. "
+            f"Received: a model quantized to {refused.pop()!r}. Save it as a .keras file, and load "
+            'and export it with KERAS_BACKEND=tensorflow and format="onnx", or export the model '
+            "before it is quantized."
         )
     missing = [p for p in _PACKAGES.get((backend, format), ()) if not find_spec(p)]
     if missing:

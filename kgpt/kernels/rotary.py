@@ -24,7 +24,7 @@ def rotate(x, position_ids):
     frequencies = (10000.0 ** (-np.arange(half) / half)).astype(dtype)
     # A tensor: PyTorch multiplies by an array in numpy, which what is recorded or exported lacks.
     frequencies = ops.convert_to_tensor(frequencies, dtype)
-    angles = ops.cast(position_ids, dtype)[..., None, None] * frequencies
+    angles = ops.expand_dims(ops.cast(position_ids, dtype), (-2, -1)) * frequencies
     if dtype == "float64":  # large angles would lose most in Keras's cosine, float32 on JAX
         angles = angles % (2 * np.pi)
     cos, sin = ops.cos(angles), ops.sin(angles)  # (length, 1, half), or with a batch

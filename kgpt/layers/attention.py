@@ -145,7 +145,8 @@ class CausalSelfAttention(keras.layers.Layer):
         if self.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary_positions:
-            position_ids = ops.arange(length) if position_ids is None else position_ids
+            if position_ids is None:
+                position_ids = ops.arange(length, dtype="int32")
             query, key = rotate(query, position_ids), rotate(key, position_ids)
         return query, key, value
 

@@ -58,6 +58,8 @@ class GPTBackbone(WholeModel, keras.Model):
         attention_dropout: float in [0, 1). Used on the attention weights; `dropout` if None. Set
             it to 0 to train on a GPU on the JAX backend, whose fused attention has no dropout.
         **kwargs: `name`, `trainable`, and `dtype`: a dtype policy such as `"mixed_bfloat16"`.
+            Pure `"bfloat16"` trains with `kgpt.recipes.AdamW`, the default; pure `"float16"` is for
+            inference. Under `"float64"` the loss is computed in float32.
 
     Call arguments:
         inputs: int tensor `(batch, length)` of token ids, or a dict with

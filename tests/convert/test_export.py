@@ -32,6 +32,8 @@ def backbone(**options):
 
 
 HEADS = {
+    "backbone": (backbone, ()),
+    "rotary": (lambda: kgpt.CausalLM(backbone(rotary_positions=True)), ()),
     "lm": (lambda: kgpt.CausalLM(backbone()), ()),
     "classifier": (lambda: kgpt.TextClassifier(backbone(), 4), (1,)),
     "similarity": (lambda: kgpt.TextClassifier(backbone(), 3, both_orders=True), (2,)),
@@ -89,11 +91,13 @@ def inputs_of(sequences, batch=3, seed=0):
 @pytest.mark.parametrize(
     ("format", "head"),
     [
-        pytest.param(f, h, marks=SLOW_BUT_ON_TORCH if h == "lm" else pytest.mark.slow)
+        pytest.param(
+            f, h, marks=SLOW_BUT_ON_TORCH if h in ("lm", "backbone", "rotary") else pytest.mark.slow
+        )
         for f in FORMATS
         for h in HEADS
         # LiteRT files are made of SavedModels: two heads show that it is done.
-        if f != "litert" or h in ("lm", "choice")
+        if f != "litert" or h in ("backbone", "rotary", "lm", "choice")
     ],
 )
 def test_a_model_gives_the_same_in_another_runtime(format, head, tmp_path):
@@ -132,10 +136,13 @@ def test_a_language_model_may_take_a_padding_mask(format, tmp_path):
     assert_same_logits(format, found[:, 1:], expected[:, 1:])
 
 
+@pytest.mark.parametrize(
+    "options", [{"norm_first": False}, {"rotary_positions": True}], ids=["gpt1", "rotary"]
+)
 @pytest.mark.parametrize("format", [pytest.param(f, marks=SLOW_BUT_ON_TORCH) for f in FORMATS])
-def test_one_cached_step_continues_prompts_as_the_whole_model_does(format, tmp_path):
+def test_one_cached_step_continues_prompts_as_the_whole_model_does(format, options, tmp_path):
     need(format)
-    lm = randomize(kgpt.CausalLM(backbone(norm_first=False)))
+    lm = randomize(kgpt.CausalLM(backbone(**options)))
     path = str(tmp_path / f"step{ENDINGS[format]}")
     token_ids = inputs_of((), batch=2)["token_ids"]
     lengths = np.array([5, 3])  # of the prompts; what follows in a row is padding, then new tokens
@@ -206,6 +213,36 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path)
             lm.export(tmp_path, format=format)
 
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+QUANTIZED = {"tensorflow": ("onnx", "int8"), "jax": ("tf_saved_model", "int8"), "torch": None}
+REFUSED = {"tensorflow": [("litert", "int8")], "torch": [("onnx", "int8"), ("onnx", "int4")]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(QUANTIZED[BACKEND] is None, reason="quantized models are refused there")
+def test_a_quantized_model_gives_the_same_in_another_runtime(tmp_path):
+    format, mode = QUANTIZED[BACKEND]
+    need(format)
+    lm = randomize(kgpt.CausalLM(backbone()))
+    lm.quantize(mode)
+    path, feed = str(tmp_path / f"lm{ENDINGS[format]}"), {"token_ids": inputs_of(())["token_ids"]}
+
+    lm.export(path, format=format, verbose=False)
+
+    found = run(path, format, feed)["outputs"]
+    np.testing.assert_allclose(found, lm.predict(feed, verbose=0), atol=1e-4)
+
+
+@pytest.mark.parametrize(("format", "mode"), REFUSED.get(BACKEND, []))
+def test_quantized_weights_that_a_converter_cannot_write_are_refused(format, mode, tmp_path):
+    lm = kgpt.CausalLM(backbone())
+    lm.quantize(mode)
+    path = tmp_path / f"lm{ENDINGS[format]}"
+
+    for export in (lm.export, lm.export_generation_step, lm.backbone.export):
+        with pytest.raises(ValueError, match=f"quantized to {mode!r}.*KERAS_BACKEND=tensorflow"):
+            export(path, format=format)
 
 
 def test_a_missing_converter_is_named(tmp_path, monkeypatch):
