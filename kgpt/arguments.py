@@ -64,6 +64,17 @@ def string(name, value):
     return value if isinstance(value, str) else refuse(name, value, "a str")
 
 
+def one_of(*choices: str):
+    """Returns the rule for one of several words."""
+
+    def rule(name, value):
+        if isinstance(value, str) and value in choices:
+            return value
+        refuse(name, value, f"one of {', '.join(map(repr, choices))}")
+
+    return rule
+
+
 def learning_rate_or_schedule(name, value):
     """Returns the rate of a Keras optimizer, which may be 0 in a saved one."""
     return value if callable(value) else number("[0, inf)")(name, value)
@@ -165,6 +176,12 @@ RULES = {
     "layer_decay": number("(0, 1]", "Try 0.9."),
     **dict.fromkeys(("learning_rate", "layer_norm_epsilon", "alpha"), number("(0, inf)")),
     **dict.fromkeys(("final_learning_rate", "weight_decay", "lm_loss_weight"), number("[0, inf)")),
+    "prompt_weight": number("[0, inf)"),
+    "truncate": one_of("end", "start"),
+    "reduction": one_of("sum", "mean", "none"),
+    "pooling": one_of("last", "mean"),
+    "stride": integer(1),
+    "layer": integer(0, "0 is the embedding, num_layers the last block."),
     "clip_norm": number("(0, inf)", "None is for gradients as they are."),
     **dict.fromkeys(_FLAGS, flag),
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue", "epsilon"), number("(0, inf)")),

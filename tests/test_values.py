@@ -85,6 +85,9 @@ MAKERS = {
     "multiple_choice": made(
         data.multiple_choice, contexts=["a", "b"], choices=[["c", "d"]] * 2, **LABELLED
     ),
+    "completions": made(data.completions, prompts=["a"], completions=["b"], tokenizer=tokenizer),
+    "conversations": made(data.conversations, conversations=[[("a", True)]], tokenizer=tokenizer),
+    "documents": made(data.documents, texts=["a", "b"], tokenizer=tokenizer),
     "windows": made(data.windows, path="no.npy", sequence_length=8, batch_size=2),
     "write_tokens": made(
         data.write_tokens, files_or_texts=TEXTS, tokenizer=tokenizer, path="no.npy"
@@ -110,6 +113,7 @@ MAKERS = {
 HEADS = ("TextClassifier", "TextRegressor", "MultipleChoice", "Head")
 RECIPES = ("pretraining_optimizer", "finetuning_optimizer", "fast_optimizer")
 TASKS = ("classification", "entailment", "similarity", "regression", "multiple_choice")
+OF_TOKENS = ("completions", "conversations", "documents")
 
 # What is refused with a ValueError that names the argument and the value.
 WRONG = [
@@ -189,10 +193,12 @@ WRONG = [
         for schedule in ("WarmupCosine", "WarmupLinear")
         for name, values in {"learning_rate": NUMBERS, "steps": COUNTS, "start": PLACES}.items()
     ),
-    *((task, "sequence_length", [*COUNTS, None]) for task in TASKS),
-    *((task, "batch_size", COUNTS) for task in TASKS),
-    *((task, "seed", PLACES) for task in TASKS),
-    *((task, "repeat", FLAGS) for task in TASKS),
+    *((task, "sequence_length", [*COUNTS, None]) for task in (*TASKS, *OF_TOKENS)),
+    *((task, "batch_size", COUNTS) for task in (*TASKS, *OF_TOKENS)),
+    *((task, "seed", PLACES) for task in (*TASKS, *OF_TOKENS)),
+    *((task, "repeat", FLAGS) for task in (*TASKS, *OF_TOKENS)),
+    *((task, "truncate", ["middle", None, True, ["end"]]) for task in OF_TOKENS),
+    *((task, "prompt_weight", [*NOT_BELOW_ZERO, None]) for task in OF_TOKENS[:2]),
     ("classification", "sequence_length", [4]),
     ("classification", "class_names", ["ab", {"a", "b"}, {0: "a", 1: "b"}, 5, [None, "b"]]),
     ("regression", "both_orders", FLAGS),
@@ -262,7 +268,7 @@ def test_a_value_that_cannot_be_meant_is_refused(maker, argument, value):
         ("Head", "backbone", lambda: keras.layers.Dense(1), "of type keras.Dense"),
         *(
             (maker, "tokenizer", lambda value=value: value, "Tokenizer")
-            for maker in ("CausalLM", *HEADS, *TASKS, "write_tokens")
+            for maker in ("CausalLM", *HEADS, *TASKS, *OF_TOKENS, "write_tokens")
             for value in TOKENIZERS
         ),
         ("CausalLM", "tokenizer", lambda: "t.json", r"Try .*Tokenizer\.from_file\('t\.json'\)"),

@@ -45,6 +45,8 @@ class ResumableBatches(DataAdapter):
         _what_batches_depend_on(): JSON-serializable dict of everything that determines them.
         _varying_shape(array): the shape of an array of a batch, None where batches differ.
         longest_sequence: int. Maximum number of tokens in a row.
+        has_next_tokens: bool. Whether targets are next tokens, for a language model; False for
+            labels and for inputs alone.
         check_vocabulary(vocabulary_size): raises ValueError for ids outside the vocabulary.
     """
 

@@ -1,4 +1,4 @@
-"""Labelled sequences -> batches of similar length."""
+"""Sequences with labels, or with the weights of their tokens -> batches of similar length."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ _SHORTEST_BUCKET = 16
 
 
 class TaskBatches(ResumableBatches):
-    """Batches of labelled sequences, as the functions in `kgpt.data` return them.
+    """Batches of sequences of similar length, as the functions in `kgpt.data` return them.
 
     A batch has examples of similar length. It is padded at the right to the shortest length that
     fits out of a few, each of which costs one compilation: the longest example rounded up to a
@@ -25,13 +25,18 @@ class TaskBatches(ResumableBatches):
     `(batch, sequences, length)` if examples have several sequences. Labels are int32 `(batch,)`,
     targets float32 `(batch, outputs)`, weights float32 `(batch,)`.
 
+    With the weights of tokens, for a language model, each batch is `(x, y, sample_weight)`, all
+    `(batch, length)`: `x` without the last token of each sequence, `y` the next tokens, and
+    `sample_weight` float32, the weight of each of them.
+
     Attributes:
         labels: all labels or targets in the order of the texts, or None.
-        sample_weight: all weights in the order of the texts, or None.
+        sample_weight: all weights of examples in the order of the texts, or None.
         class_names: list of str, or None.
         both_orders: bool. Whether pairs are read in both orders.
         sequences_per_example: int. Number of sequences in an example.
-        sequence_length: int. Maximum number of tokens in a sequence.
+        sequence_length: int. Maximum number of tokens in a row.
+        has_next_tokens: bool. Whether the batches are for a language model.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class TaskBatches(ResumableBatches):
         class_names: list[str] | None = None,
         both_orders: bool = False,
         sample_weight: np.ndarray | None = None,
+        token_weights: list[list[float]] | None = None,
     ):
         super().__init__(repeat)
         self.labels = labels
@@ -57,10 +63,13 @@ class TaskBatches(ResumableBatches):
         self._tokens = np.concatenate(
             [np.array(ids, "int32") for example in sequences for ids in example]
         )
-        lengths = [[len(ids) for ids in example] for example in sequences]
-        self._lengths = np.array(lengths)  # (examples, sequences)
-        ends = np.cumsum(self._lengths.reshape(-1)).reshape(self._lengths.shape)
-        self._starts = ends - self._lengths
+        lengths = np.array([[len(ids) for ids in example] for example in sequences])
+        self._starts = np.cumsum(lengths).reshape(lengths.shape) - lengths  # (examples, sequences)
+        self.has_next_tokens = token_weights is not None
+        self._token_weights = None
+        if self.has_next_tokens:
+            self._token_weights = np.concatenate([np.array(w, "float32") for w in token_weights])
+        self._lengths = lengths - self.has_next_tokens  # a last token is only a target
         self._longest = self._lengths.max(axis=1)  # (examples,)
         self._padded = _padded_lengths(self._longest, sequence_length)
         self._plans = {}
@@ -150,10 +159,16 @@ class TaskBatches(ResumableBatches):
         positions = np.arange(self._padded[examples].max())
         padding_mask = positions < self._lengths[examples][..., None]
         places = self._starts[examples][..., None] + positions
-        token_ids = np.where(padding_mask, self._tokens.take(places, mode="clip"), 0)
         if self.sequences_per_example == 1:
-            token_ids, padding_mask = token_ids[:, 0], padding_mask[:, 0]
-        x = {"token_ids": token_ids.astype("int32"), "padding_mask": padding_mask}
+            padding_mask, places = padding_mask[:, 0], places[:, 0]
+
+        def taken(column, places):
+            return np.where(padding_mask, column.take(places, mode="clip"), column.dtype.type(0))
+
+        x = {"token_ids": taken(self._tokens, places), "padding_mask": padding_mask}
+        if self.has_next_tokens:
+            next_places = places + 1
+            return x, taken(self._tokens, next_places), taken(self._token_weights, next_places)
         if self.labels is None:
             return (x,)
         if self.sample_weight is None:
@@ -173,8 +188,8 @@ class TaskBatches(ResumableBatches):
     def _varying_shape(self, array: np.ndarray) -> tuple:
         if array.ndim == 1:
             return (None,)
-        is_input = array.dtype.kind in "ib"
-        return (None, *array.shape[1:-1], None if is_input else array.shape[-1])
+        has_length = array.dtype.kind in "ib" or self.has_next_tokens
+        return (None, *array.shape[1:-1], None if has_length else array.shape[-1])
 
     def __repr__(self) -> str:
         depends = ", ".join(f"{k}={v!r}" for k, v in self._what_batches_depend_on().items())

@@ -105,6 +105,8 @@ def windows(
 class TokenWindows(ResumableBatches):
     """The batches of `windows`; `len()` is the number of batches in a pass, and an iteration."""
 
+    has_next_tokens = True
+
     def __init__(self, **config):
         super().__init__(repeat=config["repeat"])
         self._config = config

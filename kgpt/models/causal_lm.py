@@ -78,7 +78,7 @@ class CausalLM(Task):
 
     def check_data(self, x, y=None, sample_weight=None):
         super().check_data(x, y, sample_weight)
-        token_weights.check_next_tokens(y, self.backbone.vocabulary_size)
+        token_weights.check_next_tokens(self, x, y)
 
     def compute_output_spec(self, inputs, training=None, mask=None):
         hidden_states = self.backbone.compute_output_spec(inputs)

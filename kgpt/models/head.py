@@ -5,7 +5,8 @@ from keras import ops
 
 from kgpt import recipes
 from kgpt.arguments import checked
-from kgpt.data.tasks import TaskBatches
+from kgpt.data.batches import ResumableBatches
+from kgpt.data.task_batches import TaskBatches
 from kgpt.kernels.platform import sum_over_replicas, wide
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.models.fitting import UNKNOWN_STEPS
@@ -119,12 +120,18 @@ class Head(Task):
 
     def check_data(self, x, y=None, sample_weight=None):
         super().check_data(x, y, sample_weight)
-        if isinstance(x, TaskBatches):
+        if isinstance(x, ResumableBatches):
             self.check_task(x)
         self.check_targets(targets_of(x, y))
 
     def check_task(self, batches):
-        """Raises ValueError for batches of another kind of head."""
+        """Raises ValueError for batches of another kind of head, or of a language model."""
+        if batches.has_next_tokens:
+            raise ValueError(
+                f"A {type(self).__name__} learns labels or targets of whole sequences. Received: "
+                f"batches of next tokens, {batches!r:.80}. These are for a kgpt.CausalLM; "
+                "kgpt.data.classification and its like make batches for heads."
+            )
         sequences = batches.sequences_per_example
         if self.num_sequences is not None and sequences != self.num_sequences:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from kgpt.data.task_batches import TaskBatches
 from kgpt.losses import next_token_targets
 from kgpt.models.checks import check_ids
 from kgpt.models.inputs import complete_inputs
@@ -49,6 +50,12 @@ def count_tokens(self, x, y, sample_weight):
     return ops.sum(next_token_targets(**x, targets=y, sample_weight=sample_weight)[1])
 
 
-def check_next_tokens(y, vocabulary_size: int):
-    """Raises ValueError for an array with targets that are neither tokens nor to be ignored."""
-    check_ids("next tokens (y)", y, vocabulary_size, ignored=IGNORED_TARGETS)
+def check_next_tokens(self, x, y):
+    """Raises ValueError for labels, and for targets that are neither tokens nor to be ignored."""
+    if isinstance(x, TaskBatches) and (x.labels is not None or x.sequences_per_example > 1):
+        raise ValueError(
+            f"A {type(self).__name__} learns the next token. Received: {x!r:.80}, labelled batches "
+            "for a TextClassifier, TextRegressor or MultipleChoice. Try kgpt.data.documents or "
+            "kgpt.data.completions."
+        )
+    check_ids("next tokens (y)", y, self.backbone.vocabulary_size, ignored=IGNORED_TARGETS)
