@@ -80,10 +80,6 @@ def learning_rate_or_schedule(name, value):
     return value if callable(value) else number("[0, inf)")(name, value)
 
 
-def _truncate(name, value):
-    return value if value in ("end", "start") else refuse(name, value, '"end" or "start"')
-
-
 def _path(name, value):
     kinds = str, os.PathLike
     return value if isinstance(value, kinds) else refuse(name, value, "a path", error=TypeError)
@@ -188,7 +184,6 @@ RULES = {
     "ema_momentum": number("[0, 1]"),
     **dict.fromkeys(("prefix", "token"), string),
     **dict.fromkeys(("path", "folder"), _path),
-    "truncate": _truncate,
     "batch": _rows,
     "activation": _activation,
     "head": _head,

@@ -7,6 +7,7 @@ import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.data.columns import check_columns, read_text_column, read_weights
+from kgpt.data.sequences import cut, warn_of_truncation
 from kgpt.data.task_batches import TaskBatches
 
 
@@ -203,10 +204,10 @@ def _batches(
     """Returns the batches of examples of pieces, which weigh `weights = (learned, others)`."""
     sequences, counts = _sequences(examples, tokenizer)
     limit = sequence_length + 1  # the last one is only a target
-    kept = slice(limit) if truncate == "end" else slice(-limit, None)
     num_long = sum(len(ids) > limit for ids in sequences)
-    sequences, counts = [ids[kept] for ids in sequences], [row[kept] for row in counts]
-    _report(num_long, counts, sequence_length, truncate)
+    warn_of_truncation(num_long, examples, sequence_length, truncate)
+    sequences, counts = ([cut(x, limit, truncate) for x in rows] for rows in (sequences, counts))
+    _check_something_counts(counts, sequence_length, truncate)
     factors = read_weights(sample_weight, examples)
     factors = [1.0] * len(examples) if factors is None else factors
     learned, others = weights
@@ -247,9 +248,8 @@ def _sequences(examples: list, tokenizer) -> tuple[list[list[int]], list[list[bo
     return sequences, counts
 
 
-def _report(num_long: int, counts: list, sequence_length: int, truncate: str):
-    """Says how many examples are too long, and in how many nothing is left to learn."""
-    of_all = f"of {len(counts)} examples"
+def _check_something_counts(counts: list, sequence_length: int, truncate: str):
+    """Says in how many examples nothing is left to learn; raises ValueError if in all of them."""
     size = f"sequence_length={sequence_length}"
     num_empty = sum(not any(row[1:]) for row in counts)
     other = ' or truncate="start"' if truncate == "end" else ""
@@ -259,16 +259,10 @@ def _report(num_long: int, counts: list, sequence_length: int, truncate: str):
             f"room for their completions, or pieces that do not count, with {size} and "
             f'truncate="{truncate}". Try a larger sequence_length{other}.'
         )
-    if num_long:
-        warnings.warn(
-            f"{num_long} {of_all} have more than {size} tokens and lose their {truncate}. "
-            f"Try a larger sequence_length{other}.",
-            stacklevel=5,
-        )
     if num_empty:
         warnings.warn(
-            f"{num_empty} {of_all} have nothing to learn: their prompts leave no room for their "
-            f"completions with {size}, or none of their pieces counts. "
+            f"{num_empty} of {len(counts)} examples have nothing to learn: their prompts leave no "
+            f"room for their completions with {size}, or none of their pieces counts. "
             f"Try a larger sequence_length{other}, or leave them out.",
             stacklevel=5,
         )

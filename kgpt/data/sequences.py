@@ -25,7 +25,7 @@ def single_sequences(
     start, _, classify = _special_ids(tokenizer, sequence_length)
     room = sequence_length - 2
     encoded = tokenizer.encode_batch(texts)
-    _warn_of_truncation(sum(len(ids) > room for ids in encoded), texts, sequence_length, truncate)
+    warn_of_truncation(sum(len(ids) > room for ids in encoded), texts, sequence_length, truncate)
     return [[[start, *cut(ids, room, truncate), classify]] for ids in encoded]
 
 
@@ -34,7 +34,8 @@ def cut(ids: list[int], room: int, truncate: str) -> list[int]:
     return ids[max(0, len(ids) - room) :] if truncate == "start" else ids[:room]
 
 
-def _warn_of_truncation(number: int, texts, sequence_length: int, truncate: str):
+def warn_of_truncation(number: int, texts, sequence_length: int, truncate: str):
+    """Says how many texts are too long, if any are."""
     if number:
         other = "end" if truncate == "start" else "start"
         warnings.warn(
@@ -56,7 +57,7 @@ def pair_sequences(
     seconds = tokenizer.encode_batch([second for _, second in pairs])
     room = sequence_length - 3
     long = sum(len(a) + len(b) > room for a, b in zip(firsts, seconds, strict=True))
-    _warn_of_truncation(long, pairs, sequence_length, truncate)
+    warn_of_truncation(long, pairs, sequence_length, truncate)
     sequences = []
     for first, second in zip(firsts, seconds, strict=True):
         most = max(room // 2, room - min(len(first), len(second)))

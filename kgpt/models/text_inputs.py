@@ -3,6 +3,7 @@
 import numpy as np
 
 from kgpt.data import tasks
+from kgpt.data.completions import documents
 from kgpt.data.text_sources import TextDataset, rows_of
 
 
@@ -89,7 +90,7 @@ def document_batches(self, rows, targets, **options):
             "A language model's targets are in the texts. Received: texts and y. Try "
             "kgpt.data.completions(prompts, completions, tokenizer)."
         )
-    return tasks.documents(rows, self.tokenizer, **options)
+    return documents(rows, self.tokenizer, **options)
 
 
 def _columns(rows):

@@ -121,7 +121,9 @@ def test_an_example_fits_if_the_model_reads_all_but_its_last_token():
 
 
 def test_what_is_too_long_loses_its_end_and_that_is_said_once():
-    with pytest.warns(UserWarning, match=r"^2 of 3 examples have more than") as warned:
+    with pytest.warns(
+        UserWarning, match=r"^2 of 3 texts are longer than sequence_length=5"
+    ) as warned:
         data = completions(["abcd", "abcde", "a"], ["efg", "f", "b"], TOKENIZER, 5, seed=None)
 
     assert len(warned) == 1
@@ -140,10 +142,10 @@ def test_what_is_too_long_loses_its_beginning_if_asked_for():
 
 
 def test_a_prompt_that_leaves_no_room_for_its_completion_is_said():
-    with pytest.warns(UserWarning, match="of 2 examples have") as warned:
+    with pytest.warns(UserWarning, match="of 2") as warned:
         completions(["abcdef", "a"], ["b", "b"], TOKENIZER, 5)
 
-    assert "1 of 2 examples have more than sequence_length=5 tokens" in str(warned[0].message)
+    assert "1 of 2 texts are longer than sequence_length=5" in str(warned[0].message)
     assert "1 of 2 examples have nothing to learn" in str(warned[1].message)
     assert 'or truncate="start"' in str(warned[1].message)
 
