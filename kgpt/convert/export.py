@@ -214,6 +214,18 @@ def _check(model, path, format) -> Path:
             "path exists and holds no exported model of this format, so it is not overwritten. "
             f"Received: {path}. Try another path."
         )
+    _check_weights(model, backend, format)
+    missing = [p for p in _PACKAGES.get((backend, format), ()) if not find_spec(p)]
+    if missing:
+        raise ImportError(
+            f"Export to {format!r} from the backend {backend!r} needs packages that are not "
+            f"installed: {', '.join(missing)}. Try: pip install {' '.join(missing)}"
+        )
+    return path
+
+
+def _check_weights(model, backend, format):
+    """Raises ValueError for weights that a format can't hold."""
     backbone = getattr(model, "backbone", model)
     num_bytes = 4 * backbone.count_params()
     if format != "tf_saved_model" and num_bytes > _MOST_BYTES:
@@ -236,13 +248,6 @@ def _check(model, path, format) -> Path:
             'and export it with KERAS_BACKEND=tensorflow and format="onnx", or export the model '
             "before it is quantized."
         )
-    missing = [p for p in _PACKAGES.get((backend, format), ()) if not find_spec(p)]
-    if missing:
-        raise ImportError(
-            f"Export to {format!r} from the backend {backend!r} needs packages that are not "
-            f"installed: {', '.join(missing)}. Try: pip install {' '.join(missing)}"
-        )
-    return path
 
 
 # === Conversion ===

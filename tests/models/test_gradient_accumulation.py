@@ -11,6 +11,7 @@ from sources import SOURCES
 import kgpt
 
 VOCABULARY, ROWS, LENGTH = TOKENIZER.vocabulary_size, 8, 12
+QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}  # compiling takes longest there
 IDS = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, LENGTH)).astype("int32")
 LENGTHS = np.array([12, 11, 12, 10, 2, 3, 2, 4])  # the second half has few tokens
 X = {"token_ids": IDS, "padding_mask": np.arange(LENGTH) < LENGTHS[:, None]}
@@ -22,7 +23,7 @@ def make_lm(accumulation=None, optimizer=keras.optimizers.SGD, rate=1.0):
     generator = np.random.default_rng(0)
     for weight in lm.weights:
         weight.assign(0.5 * generator.normal(size=weight.shape))
-    lm.compile(optimizer(rate, gradient_accumulation_steps=accumulation))
+    lm.compile(optimizer(rate, gradient_accumulation_steps=accumulation), **QUICK)
     return lm
 
 
@@ -118,7 +119,7 @@ def test_a_head_averages_over_the_examples_of_an_update():
         head = kgpt.TextClassifier(make_lm().backbone, 2, dropout=0.0)
         keras.utils.set_random_seed(1)
         head.output_projection.kernel.assign(np.random.default_rng(1).normal(size=(4, 2)))
-        head.compile(keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulation))
+        head.compile(keras.optimizers.SGD(1.0, gradient_accumulation_steps=accumulation), **QUICK)
         data = kgpt.data.classification(texts, labels, TOKENIZER, 16, batch_size, seed=None)
         head.fit(data, verbose=0)
         return head
@@ -147,8 +148,8 @@ def test_other_optimizers_of_keras_and_the_recipes_update_alike():
 
 def test_the_figures_are_means_over_all_tokens_as_ever():
     whole, parts = make_lm(), make_lm(2)
-    whole.compile(keras.optimizers.SGD(0.0))
-    parts.compile(keras.optimizers.SGD(0.0, gradient_accumulation_steps=2))
+    whole.compile(keras.optimizers.SGD(0.0), **QUICK)
+    parts.compile(keras.optimizers.SGD(0.0, gradient_accumulation_steps=2), **QUICK)
 
     first, second = (
         model.fit(X, batch_size=size, verbose=0).history for model, size in ((whole, 8), (parts, 4))

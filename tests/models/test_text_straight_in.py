@@ -14,6 +14,7 @@ CHOICES = [["x", "yz", text] for text in TEXTS]
 LABELS = [0, 1, 0, 1, 1, 0, 0, 1]
 SCORES = [0.0, 1.5, -1.0, 2.0, 0.5, 1.0, 0.0, 2.5]
 LENGTH = 16
+QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}  # compiling takes longest there
 
 
 def make_backbone():
@@ -22,7 +23,9 @@ def make_backbone():
 
 
 def make(head, *args, **options):
-    return head(make_backbone(), *args, tokenizer=TOKENIZER, **{"dropout": 0.0, **options})
+    model = head(make_backbone(), *args, tokenizer=TOKENIZER, **{"dropout": 0.0, **options})
+    model.compile(keras.optimizers.SGD(0.1), **QUICK)
+    return model
 
 
 def firsts_and_seconds():
@@ -155,7 +158,7 @@ class TestOptionsOfFit:
     def test_weights_of_classes_and_rows_count(self):
         weights = np.linspace(0.5, 2, len(TEXTS))
         model = make_classifier()
-        model.compile(keras.optimizers.SGD(0.0))
+        model.compile(keras.optimizers.SGD(0.0), **QUICK)
         by_row = [
             weight * (3.0 if label == 0 else 1.0)
             for weight, label in zip(weights, LABELS, strict=True)
@@ -238,3 +241,11 @@ def test_a_head_of_ones_own_reads_batches():
 
     with pytest.raises(ValueError, match="A Head reads batches of token ids"):
         head.fit(TEXTS, LABELS)
+
+
+def test_a_model_that_is_not_compiled_trains_with_its_defaults():
+    model = kgpt.TextClassifier(make_backbone(), 2, tokenizer=TOKENIZER)
+
+    model.fit(TEXTS, LABELS, verbose=0)
+
+    assert isinstance(model.optimizer, kgpt.recipes.AdamW)
