@@ -64,6 +64,8 @@ _SUPPORTED = {
     "quantization_config": None,
     "auto_map": None,
 }
+# A head's bias, which stands in the last norm of the files: see huggingface.py.
+BIAS = "kgpt_output_bias"
 _SUPPORTED_SUMMARY = {
     "summary_type": "cls_index",
     "summary_use_proj": True,
@@ -179,7 +181,7 @@ def make_config(model) -> dict:
     names = {function: name for name, function in reversed(_ACTIVATIONS[kind].items())}
     activation = names.get(backbone.activation)
     _refuse_unknown(model, backbone, kind, activation)
-    end = getattr(getattr(model, "tokenizer", None), "end_of_text_id", None)
+    end, pad = end_and_pad_ids(getattr(model, "tokenizer", None))
     config = {
         "architectures": [PREFIXES[kind] + TASKS[task]],
         "model_type": kind,
@@ -190,7 +192,7 @@ def make_config(model) -> dict:
         "layer_norm_epsilon": backbone.layer_norm_epsilon,
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+        **{"bos_token_id": end, "eos_token_id": end, "pad_token_id": pad},
     }
     if kind == "gpt2":
         config |= {"activation_function": activation, "n_inner": backbone.intermediate_dim}
@@ -200,17 +202,32 @@ def make_config(model) -> dict:
     return config | _head_config(model, task)
 
 
+def end_and_pad_ids(tokenizer) -> tuple[int | None, int | None]:
+    """Returns the ids that end a text, and that pad rows for transformers; None if there is none.
+
+    transformers reads a row's class from its last token that is no padding: what pads must not
+    end a row. So GPT-1's tokenizer, which has no end of text, pads with the token of the start.
+    """
+    end = getattr(tokenizer, "end_of_text_id", None)
+    return end, getattr(tokenizer, "start_id", None) if end is None else end
+
+
 def _head_config(model, task) -> dict:
     if task in ("backbone", "causal_lm"):
         return {}
     config = {"kgpt": {"dropout": model.dropout, "lm_loss_weight": model.lm_loss_weight}}
     if task == "multiple_choice":
         return {**config, **_SUPPORTED_SUMMARY, "summary_first_dropout": model.dropout}
-    labels = getattr(model, "class_names", None)
-    labels = labels or [f"LABEL_{i}" for i in range(model.output_projection.units)]
+    names = getattr(model, "class_names", None)
+    default = [f"LABEL_{i}" for i in range(model.output_projection.units)]
+    labels = names or default
+    if names == default:  # transformers has these for models without names
+        config["kgpt"]["class_names"] = names
     kinds = {"text_classifier": "single_label_classification", "text_regressor": "regression"}
+    bias = ops.convert_to_numpy(model.output_projection.bias)
     return {
         **config,
+        **({BIAS: bias.tolist()} if bias.any() else {}),
         "problem_type": kinds[task],
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
@@ -230,13 +247,10 @@ def _refuse_unknown(model, backbone, kind, activation):
     lacking = {name: value for name, value in options.items() if value and name not in known}
     if getattr(model, "both_orders", False):
         lacking["both_orders"] = True
-    if isinstance(model, TextClassifier | TextRegressor):
-        bias = ops.convert_to_numpy(model.output_projection.bias)
-        if bias.any():
-            lacking["output_projection.bias"] = bias.tolist()
     if lacking:
         received = ", ".join(f"{name}={value!r}" for name, value in lacking.items())
+        hint = " Heads of single texts are made with both_orders=False."
         raise ValueError(
             f"transformers' {PREFIXES[kind]} has no place for part of this model. "
-            f"Received: {received}."
+            f"Received: {received}.{hint if 'both_orders' in lacking else ''}"
         )

@@ -6,9 +6,19 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from keras import ops
 
 from kgpt.convert import configs
-from kgpt.convert.weights import find_tensors, import_extra, read_weights, write_weights
+from kgpt.convert.weights import (
+    find_tensors,
+    import_extra,
+    named_weights,
+    read_weights,
+    write_weights,
+)
 from kgpt.initializers import starting_at_zero
 from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 from kgpt.tokenizer import Tokenizer
@@ -97,6 +107,8 @@ def from_huggingface(
     if task != "backbone":
         model = configs.MODELS[task](backbone, tokenizer=tokenizer, **head_options)
     read_weights(backbone, _head_weights(model) if has_head else {}, tensors)
+    if config.get(configs.BIAS):
+        _take_bias_out(model, has_head, config[configs.BIAS], tensors)
     return model
 
 
@@ -147,6 +159,61 @@ def _head_weights(model) -> dict[str, tuple]:
     return {}
 
 
+# === The bias of a head ===
+
+
+def _shift_of_bias(kernel, bias) -> np.ndarray | None:
+    """Returns the vector whose product with the kernel is the bias, None if there is none."""
+    kernel, bias = np.asarray(kernel, "float64"), np.asarray(bias, "float64")
+    shift = np.linalg.lstsq(kernel.T, bias, rcond=None)[0]
+    # As float32, which it will be: a huge shift would give the bias to a few digits only.
+    error = abs(kernel.T @ shift.astype("float32") - bias).max()
+    return shift if error <= 1e-6 * max(1.0, abs(bias).max()) else None
+
+
+def _norm_with_bias(model) -> dict[str, tuple]:
+    """Returns the last norm's beta with the bias of the head in it, in the form of `named_weights`.
+
+    transformers' heads are `score(h)`, without a bias, and `score` alone reads `h`, the output of
+    the last norm: `W^T (h + shift) = W^T h + b` where `W^T shift = b`.
+    """
+    if not isinstance(model, TextClassifier | TextRegressor):
+        return {}
+    layer = model.output_projection
+    kernel, bias = ops.convert_to_numpy(layer.kernel), ops.convert_to_numpy(layer.bias)
+    if not bias.any():
+        return {}
+    shift = _shift_of_bias(kernel, bias)
+    if shift is None:
+        raise ValueError(
+            "transformers' heads have no bias, and this one can't be moved into the last norm: no "
+            "vector gives it by the kernel. Received: output_projection with a kernel of shape "
+            f"{kernel.shape} and bias={bias.tolist()}. Keep the model by model.save, or train it "
+            "with output_projection.bias.trainable = False."
+        )
+    [*_, (name, weight)] = named_weights(model.backbone).items()
+    beta = ops.convert_to_numpy(ops.cast(getattr(*weight), "float32"))
+    return {f"transformer.{name}": (SimpleNamespace(beta=(beta + shift).astype("float32")), "beta")}
+
+
+def _take_bias_out(model, has_head, bias, tensors):
+    """Undoes `_norm_with_bias`: the body is what it was, with any head or none."""
+    score = tensors["score.weight"]
+    if len(bias) != score.shape[0]:  # transformers has given it other classes since
+        return
+    shift = _shift_of_bias(score.read(0, score.shape[0]).astype("float32").T, bias)
+    if shift is None:
+        return
+    [*_, (name, (norm, _))] = named_weights(getattr(model, "backbone", model)).items()
+    beta = tensors[name].read(0, tensors[name].shape[0]).astype("float64")
+    norm.beta.assign((beta - shift).astype("float32"))
+    if has_head:
+        model.output_projection.bias.assign(np.asarray(bias, "float32"))
+
+
+# === The tokenizer ===
+
+
 def _read_tokenizer(folder, style) -> Tokenizer | None:
     parts = _read_json(folder / "tokenizer.json")
     # transformers splits text for GPT-1 as for BERT, which gives other ids than GPT-1's: then
@@ -192,6 +259,11 @@ def to_huggingface(
     the same logits and ids, and `kgpt.from_huggingface(folder)` gives the same model back. The
     tensors are written one by one, and the folder appears only when it is complete.
 
+    transformers' heads for sequences have no bias. A head's bias is moved into the last layer norm,
+    which the head alone reads there, so that the logits are the same; `from_huggingface` takes it
+    out again. transformers reads a class from the last token of a row that is no padding: rows are
+    padded with the end of text, or with GPT-1's token of the start, and must not end in it.
+
     Of a GPT-1 tokenizer with `exact=True`, whose way to the words is Python, transformers gets the
     rules that come closest (see `kgpt.Tokenizer`), and `from_huggingface` the exact one.
 
@@ -204,7 +276,8 @@ def to_huggingface(
         max_shard_size: int. Most bytes of weights in one file, as far as tensors can be parted.
 
     Raises:
-        ValueError: for what transformers can't represent, and for a folder that is in use.
+        ValueError: for what transformers can't represent, such as heads of both orders of a pair,
+            or a bias that no shift of the norm gives; and for a folder that is in use.
 
     Example:
         import transformers
@@ -221,6 +294,7 @@ def to_huggingface(
         )
     config = configs.make_config(model)
     backbone, tokenizer = getattr(model, "backbone", model), getattr(model, "tokenizer", None)
+    head = {**_head_weights(model), **_norm_with_bias(model)}
     tied_name = (
         "lm_head.weight" if config["architectures"] == ["OpenAIGPTDoubleHeadsModel"] else None
     )
@@ -233,7 +307,7 @@ def to_huggingface(
         _write_json(unfinished / "generation_config.json", generation)
         if tokenizer is not None:
             _write_tokenizer(unfinished, tokenizer, config["n_positions"])
-        write_weights(backbone, _head_weights(model), unfinished, max_shard_size, tied_name)
+        write_weights(backbone, head, unfinished, max_shard_size, tied_name)
         if folder.exists():
             folder.rename(replaced)
         unfinished.rename(folder)
@@ -254,19 +328,18 @@ def _write_tokenizer(folder, tokenizer, max_sequence_length):
     if tokenizer.exact:
         rust.normalizer = gpt1_rules()
     rust.save(str(folder / "tokenizer.json"))
-    ids = sorted(rust.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+    vocabulary = sorted(rust.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
     merges = json.loads(rust.to_str())["model"]["merges"]
-    _write_json(folder / "vocab.json", dict(ids))
+    _write_json(folder / "vocab.json", dict(vocabulary))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8", newline="\n")
     added = {token: tokenizer.token_to_id(token) for token in tokenizer.special_tokens}
     _write_json(folder / "added_tokens.json", added)
-    special = {}
-    if tokenizer.end_of_text_id is not None:
-        end = tokenizer.id_to_token(tokenizer.end_of_text_id)
-        special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), end)
-    if tokenizer.token_to_id("<unk>") is not None:
-        special["unk_token"] = "<unk>"
+    end, pad = configs.end_and_pad_ids(tokenizer)
+    unknown = tokenizer.token_to_id("<unk>")
+    ids = {"bos_token": end, "eos_token": end, "pad_token": pad}
+    ids["unk_token"] = end if unknown is None else unknown  # GPT-2's own files have it so too
+    special = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
     _write_json(folder / "special_tokens_map.json", special)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is
