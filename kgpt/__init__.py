@@ -4,6 +4,7 @@ from kgpt import callbacks, data, layers, metrics, plot, recipes
 from kgpt.convert.huggingface import from_huggingface, to_huggingface
 from kgpt.convert.keras_hub import from_keras_hub, to_keras_hub
 from kgpt.convert.model_card import model_card
+from kgpt.convert.nanogpt import from_nanogpt
 from kgpt.convert.openai import from_openai
 from kgpt.models import (
     CausalLM,
@@ -29,6 +30,7 @@ __all__ = [
     "data",
     "from_huggingface",
     "from_keras_hub",
+    "from_nanogpt",
     "from_openai",
     "layers",
     "metrics",

@@ -16,7 +16,7 @@ from keras import ops
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BYTES_AT_ONCE = 2**22
 # Old files hold the causal mask of each layer too.
-_MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+MASK_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 _HEADS = ("score.", "multiple_choice_head.")
 
 
@@ -146,7 +146,7 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
             if name in tensors:
                 raise ValueError(f"Each tensor must be there once. Received: {name} twice.")
             tensors[name] = tensor
-    return {name: t for name, t in tensors.items() if not _MASK_BUFFER.fullmatch(name)}
+    return {name: t for name, t in tensors.items() if not MASK_BUFFER.fullmatch(name)}
 
 
 def _tensors_of(path) -> list[Tensor]:

@@ -40,7 +40,8 @@ def windows(
     written to.
 
     Args:
-        path: a 1-D integer `.npy` file, as written by `write_tokens`.
+        path: a 1-D integer `.npy` file, as written by `write_tokens`; or nanoGPT's `train.bin`:
+            a file `.bin` is read as uint16 and nothing else.
         sequence_length: int. Tokens in a window.
         batch_size: int. Windows in a batch (of each process, if there are several).
         seed: optional int. With a seed, each pass visits all windows in another random order,
@@ -205,7 +206,10 @@ class TokenWindows(ResumableBatches):
 
 
 def _open(path: str | os.PathLike) -> np.ndarray:
+    is_raw = Path(path).suffix == ".bin"
     try:
+        if is_raw:
+            return np.memmap(path, dtype="uint16", mode="r")
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise FileNotFoundError(
@@ -214,7 +218,8 @@ def _open(path: str | os.PathLike) -> np.ndarray:
         ) from None
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
-            f"The token file is not a .npy array: {error}. Received: path={str(path)!r}. "
+            f"The token file is not {'raw uint16' if is_raw else 'a .npy array'}: {error}. "
+            f"Received: path={str(path)!r}, of {os.path.getsize(path)} bytes. "
             "Try kgpt.data.write_tokens, which writes one."
         ) from error
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
