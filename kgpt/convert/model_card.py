@@ -1,7 +1,6 @@
 """A model's README in the form of Hugging Face's hub: what it is, and what it has seen."""
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kgpt.convert.weights import import_extra
 from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 
 _PIPELINES = {
@@ -56,6 +56,7 @@ def model_card(
     Raises:
         ValueError: for figures that are not finite, and a number of tokens below 0.
         FileNotFoundError: if a file of the training data does not exist.
+        ImportError: if huggingface_hub is not installed.
 
     Example:
         figures = lm.evaluate(valid, return_dict=True)
@@ -64,7 +65,7 @@ def model_card(
     """
     if tokens_seen is not None and tokens_seen < 0:
         raise ValueError(f"tokens_seen must be at least 0. Received: tokens_seen={tokens_seen}.")
-    figures = {str(key): float(value) for key, value in (evaluation or {}).items()}
+    figures = {_one_line(key): float(value) for key, value in (evaluation or {}).items()}
     if not all(map(math.isfinite, figures.values())):
         raise ValueError(f"Figures must be finite numbers. Received: evaluation={figures}.")
     if isinstance(training_data, str | os.PathLike):
@@ -72,17 +73,20 @@ def model_card(
     pipeline, kind = next(
         (value for key, value in _PIPELINES.items() if isinstance(model, key)), (None, "model")
     )
-    name = _one_line(name or model.name)
-    front_matter = {
-        "library_name": "keras",
-        "pipeline_tag": pipeline,
-        "tags": ["gpt", "keras", "kgpt"],
-        "language": language,
-        "license": license,
-        "model-index": _model_index(name, pipeline, figures, evaluation_data),
-    }
+    # In one line, since not every end of a line survives YAML.
+    name, evaluation_data = _one_line(name or "") or model.name, _one_line(evaluation_data or "")
+    results = _eval_results(pipeline, figures, evaluation_data)
+    front_matter = import_extra("huggingface_hub").ModelCardData(
+        library_name="keras",
+        pipeline_tag=pipeline,
+        tags=["gpt", "keras", "kgpt"],
+        language=language,
+        license=license,
+        model_name=name if results else None,  # stands above the figures
+        eval_results=results,
+    )
     parts = [
-        f"---\n{_yaml({key: v for key, v in front_matter.items() if v})}---",
+        f"---\n{front_matter.to_yaml()}\n---",
         f"# {_escape(name)}",
         description,
         f"A GPT {kind} in [Keras](https://keras.io), made with kgpt.",
@@ -141,17 +145,13 @@ def _file_row(path):
     return path.name, size, digest
 
 
-def _model_index(name, pipeline, figures, evaluation_data):
+def _eval_results(pipeline, figures, evaluation_data):
     """Returns the figures as the hub reads them, with the name of the data."""
-    if not figures or pipeline is None:
+    if pipeline is None:
         return None
     data = evaluation_data or "unnamed"
-    result = {
-        "task": {"type": pipeline},
-        "dataset": {"name": data, "type": data},
-        "metrics": [{"type": key, "value": value} for key, value in figures.items()],
-    }
-    return [{"name": name, "results": [result]}]
+    result = import_extra("huggingface_hub").EvalResult
+    return [result(pipeline, data, data, key, value) for key, value in figures.items()] or None
 
 
 # === Writing ===
@@ -173,35 +173,6 @@ def _escape(text):
     """Text as it is, in one line, where Markdown and HTML would see signs of their own."""
     text = _one_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", text)
-
-
-def _yaml(value, indent=""):
-    """Dicts, lists, text and numbers as YAML; a text is always in quotes, as in JSON."""
-    if isinstance(value, dict):
-        items = [(f"{key}:", item) for key, item in value.items()]
-    elif isinstance(value, list):
-        items = [("-", item) for item in value]
-    else:
-        return f" {_scalar(value)}\n"
-    lines = [
-        f"{indent}{start}"
-        + ("\n" if isinstance(item, dict | list) else "")
-        + _yaml(item, indent + "  ")
-        for start, item in items
-    ]
-    return "".join(lines)
-
-
-def _scalar(value):
-    if not isinstance(value, str):
-        return json.dumps(value)
-    text = json.dumps(value, ensure_ascii=False)
-    # Signs that YAML takes for line ends or does not allow, and JSON leaves as they are.
-    return re.sub(
-        "[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]",
-        lambda match: f"\\u{ord(match[0]):04x}",
-        text,
-    )
 
 
 def _write(path, text):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kgpt.arguments import checked, is_int
 from kgpt.convert.weights import MASK_BUFFER, named_weights, read_weights
-from kgpt.layers.embedding import starting_at_zero
+from kgpt.initializers import starting_at_zero
 from kgpt.models import CausalLM, GPTBackbone
 
 _SIZES = {

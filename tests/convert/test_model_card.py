@@ -1,5 +1,6 @@
 import hashlib
 import re
+import sys
 
 import keras
 import numpy as np
@@ -8,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kgpt
-from kgpt.convert.model_card import _yaml, model_card
+from kgpt.convert.model_card import model_card
 from kgpt.models import MultipleChoice, TextClassifier, TextRegressor
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is the reference for the front matter")
+hub = pytest.importorskip("huggingface_hub", reason="the extra `hub`")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,6 @@ def test_figures_stand_in_the_text_and_in_the_front_matter(lm, tmp_path):
 
 
 def test_the_hubs_own_reader_takes_the_card(lm, tmp_path):
-    hub = pytest.importorskip("huggingface_hub", reason="the reader of cards")
     name = 'my: "gpt"\n---\n# {x}'
 
     model_card(lm, tmp_path, evaluation={"loss": 1.5}, name=name, language="en", license="mit")
@@ -104,14 +105,28 @@ def test_the_hubs_own_reader_takes_the_card(lm, tmp_path):
     assert card.data.model_name == 'my: "gpt" --- # {x}'
 
 
-@settings(deadline=None)
-@given(st.text(), st.text())
-def test_any_text_survives_the_front_matter(first, second):
-    if any("\ud800" <= character <= "\udfff" for character in first + second):
+@settings(deadline=None, max_examples=50)
+@given(st.text(), st.text(), st.text())
+def test_any_text_survives_the_front_matter_in_one_line(lm, tmp_path_factory, name, data, key):
+    if any("\ud800" <= character <= "\udfff" for character in name + data + key):
         return
-    value = {"tags": [first, {"name": second, "values": [1.5, 2, True]}], "name": first}
+    path = tmp_path_factory.getbasetemp() / "card.md"
 
-    assert yaml.safe_load(_yaml(value)) == value
+    model_card(lm, path, evaluation={key: 1.5}, evaluation_data=data, name=name)
+
+    [index] = front_matter(path.read_text(encoding="utf-8"))["model-index"]
+    name, data, key = (" ".join(text.split()) for text in (name, data, key))
+    assert index["name"] == (name or "small")
+    [result] = index["results"]
+    assert result["dataset"] == {"name": data or "unnamed", "type": data or "unnamed"}
+    assert result["metrics"] == [{"type": key, "value": 1.5}]
+
+
+def test_the_hubs_package_is_named_where_it_is_missing(lm, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+
+    with pytest.raises(ImportError, match="pip install safetensors huggingface_hub"):
+        model_card(lm, tmp_path)
 
 
 def test_signs_of_markdown_in_names_are_text(lm, tmp_path):
