@@ -66,6 +66,11 @@ MAKERS = {
     "predict_text": lambda **arguments: kgpt.TextClassifier(
         backbone(), 2, tokenizer=tokenizer()
     ).predict_text(["a"], **arguments),
+    "score": lambda **arguments: kgpt.CausalLM(backbone(), tokenizer()).score("a", **arguments),
+    "perplexity": lambda **arguments: kgpt.CausalLM(backbone(), tokenizer()).perplexity(
+        "a", **arguments
+    ),
+    "embed": lambda **arguments: kgpt.CausalLM(backbone(), tokenizer()).embed("a", **arguments),
     "TokenAndPositionEmbedding": made(
         layers.TokenAndPositionEmbedding, vocabulary_size=5, max_sequence_length=6, hidden_dim=8
     ),
@@ -164,6 +169,11 @@ WRONG = [
     ("with_vocabulary_size", "vocabulary_size", [*COUNTS, 299, 300.0]),
     ("predict_text", "batch_size", COUNTS),
     ("predict_text", "probabilities", FLAGS),
+    *((method, "batch_size", COUNTS) for method in ("score", "perplexity", "embed")),
+    *((method, "stride", [*COUNTS, 17]) for method in ("score", "perplexity")),
+    ("score", "reduction", ["max", None, True]),
+    ("embed", "pooling", ["first", None, True]),
+    ("embed", "layer", [*PLACES, 2]),
     *((recipe, "steps", [*COUNTS, None]) for recipe in RECIPES),
     *((recipe, "learning_rate", [*NUMBERS, None]) for recipe in RECIPES),
     *((recipe, "weight_decay", NOT_BELOW_ZERO) for recipe in RECIPES),
@@ -400,6 +410,9 @@ PUBLIC = [
         for name in ("train", "encode_batch", "decode", "decode_batch")
     ),
     kgpt.CausalLM.generate,
+    kgpt.CausalLM.score,
+    kgpt.CausalLM.perplexity,
+    kgpt.CausalLM.embed,
     *(getattr(kgpt, head).predict_text for head in HEADS[:3]),
     kgpt.GPTBackbone.enable_lora,
     kgpt.GPTBackbone.with_vocabulary_size,

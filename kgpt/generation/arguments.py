@@ -21,7 +21,7 @@ def written_vocabulary(model) -> int:
     return size if model.tokenizer is None else min(size, model.tokenizer.vocabulary_size)
 
 
-def read_prompts(prompts):
+def read_prompts(prompts, name="prompts"):
     """Returns a list of prompts, each str, list or array, and whether it was one prompt alone."""
     if ops.is_tensor(prompts):
         prompts = ops.convert_to_numpy(prompts)
@@ -29,20 +29,21 @@ def read_prompts(prompts):
         return [prompts], True
     if isinstance(prompts, Mapping) and not {"token_ids", "input_ids"}.isdisjoint(prompts):
         raise ValueError(
-            "prompts must be text or token ids without padding, not a model's inputs. Received: a "
+            f"{name} must be text or token ids without padding, not a model's inputs. Received: a "
             f"dict with the keys {list(prompts)}. Try a list of each row's ids."
         )
-    check_no_table("prompts", prompts)
+    check_no_table(name, prompts)
     if not isinstance(prompts, list | tuple | np.ndarray) or getattr(prompts, "ndim", 1) == 0:
         is_list_like = isinstance(prompts, Iterable) and not isinstance(prompts, bytes | np.ndarray)
-        hint = " Try prompts=list(prompts)." if is_list_like else ""
+        hint = f" Try {name}=list({name})." if is_list_like else ""
         raise ValueError(
-            "prompts must be text or token ids, or a list of them. "
+            f"{name} must be text or token ids, or a list of them. "
             f"Received: {prompts!r} of type {type(prompts).__name__}.{hint}"
         )
     if len(prompts) == 0:
         raise ValueError(
-            f'There must be at least one prompt. Received: {prompts!r}. Try prompts="".'
+            f"There must be at least one {name.removesuffix('s')}. Received: {prompts!r}."
+            f' Try {name}="".'
         )
     many = [ops.convert_to_numpy(p) if ops.is_tensor(p) else p for p in prompts]
     if not isinstance(many[0], str | list | tuple | np.ndarray):
@@ -50,22 +51,23 @@ def read_prompts(prompts):
     return many, False
 
 
-def encode(many, tokenizer, vocabulary_size):
+def encode(many, tokenizer, vocabulary_size, name="prompts"):
     """Returns the token ids of each prompt, as lists of int."""
     if any(isinstance(prompt, str) for prompt in many):
         if tokenizer is None or not all(isinstance(prompt, str) for prompt in many):
             raise ValueError(
-                "prompts may be text if all are and the model has a tokenizer. "
-                f"Received: {many!r}, and a model with tokenizer={tokenizer!r}."
+                f"{name} may be text if all are and the model has a tokenizer. Received: "
+                f"{many!r:.200}, and a model with tokenizer={tokenizer!r}. Try kgpt.CausalLM("
+                "backbone, tokenizer=tokenizer), or token ids."
             )
-        return [tokenizer.encode(text) for text in many]
+        return tokenizer.encode_batch(many)
     rows = [prompt.tolist() if isinstance(prompt, np.ndarray) else prompt for prompt in many]
     for row in rows:
         are_ids = isinstance(row, list | tuple) and all(is_int(i) for i in row)
         if not are_ids or not all(0 <= i < vocabulary_size for i in row):
             raise ValueError(
-                f"A prompt of token ids has ints in [0, {vocabulary_size}) along one axis. "
-                f"Received: {row!r}."
+                f"{name} of token ids must be ints in [0, {vocabulary_size}) along one axis. "
+                f"Received: {row!r:.200}."
             )
     return [[int(i) for i in row] for row in rows]
 

@@ -23,27 +23,38 @@ class Functions(NamedTuple):
 
 
 def functions_for(model, sampler) -> Functions:
-    """Returns the compiled functions for a sampler's settings, cached on the model.
-
-    They are compiled again when the model has other variables, as after `quantize` or
-    `enable_lora`.
-    """
-    variables = model.backbone.variables
-    compiled_for, functions = vars(model).get("_generation", ([], {}))
-    if [id(v) for v in compiled_for] != [id(v) for v in variables]:
-        functions = {}
-        vars(model)["_generation"] = variables, functions
+    """Returns the compiled functions for a sampler's settings, cached on the model."""
     vocabulary = written_vocabulary(model)
     is_known = type(sampler).__module__.startswith("keras_hub.")
     config = {k: v for k, v in sampler.get_config().items() if k != "seed"} if is_known else {}
     if config.get("k") is not None:  # the k likeliest of fewer tokens are all of them
         config["k"] = min(int(config["k"]), vocabulary)
     settings = json.dumps(config, sort_keys=True, default=repr) if is_known else id(sampler)
-    key = type(sampler), settings, vocabulary
+
+    def make():  # with random states of its own
+        own = type(sampler).from_config(config) if is_known else sampler
+        return _make_functions(model.backbone, own, vocabulary)
+
+    return cached(model, (type(sampler), settings, vocabulary), make)
+
+
+def cached(model, key, make):
+    """Returns `make()`, cached on the model.
+
+    It is made again when the model has other variables, as after `quantize` or `enable_lora`.
+
+    Args:
+        model: an object with the attribute `backbone`.
+        key: what it is known by.
+        make: function that returns compiled functions.
+    """
+    variables = model.backbone.variables
+    compiled_for, functions = vars(model).get("_compiled", ([], {}))
+    if [id(v) for v in compiled_for] != [id(v) for v in variables]:
+        functions = {}
+        vars(model)["_compiled"] = variables, functions
     if key not in functions:
-        if is_known:
-            sampler = type(sampler).from_config(config)  # with random states of its own
-        functions[key] = _make_functions(model.backbone, sampler, vocabulary)
+        functions[key] = make()
     return functions[key]
 
 
@@ -90,7 +101,7 @@ def _make_functions(backbone, sampler, vocabulary):
         )
 
     compiled = (
-        _compile(function, backbone.variables, sampler.variables)
+        compile_function(function, backbone.variables, sampler.variables)
         for function in (prefill_alone, next_tokens, complete)
     )
     return Functions(*compiled, is_stepwise=is_stepwise)
@@ -201,11 +212,11 @@ def _as_index(x):
 # === Compilation ===
 
 
-def _compile(function, weights, random_states):
+def compile_function(function, weights, random_states=()):
     """Compiles as the backend does.
 
     Args:
-        function: takes a static int, then tensors.
+        function: takes a static int or None, then tensors.
         weights: the variables that it reads.
         random_states: the variables that it reads and writes.
 

@@ -39,6 +39,29 @@ def cross_entropy(rows, projection, targets, weights, rows_per_chunk: int = 768)
     return sums[0], sums[1]
 
 
+def log_likelihoods(rows, projection, targets, rows_per_chunk: int = 768):
+    """Returns `log softmax(h E^T)` of the target of each row, in nats, without a gradient.
+
+    Args:
+        rows: float tensor `(rows, hidden_dim)`: a hidden state `h` in each row.
+        projection: the matrix `E`, or a function from rows to logits, as for `cross_entropy`.
+        targets: int32 tensor `(rows,)`: the right token of each row.
+        rows_per_chunk: int. Number of rows whose logits exist at once, at most.
+
+    Returns:
+        float32 tensor `(rows,)`.
+    """
+    chunks = _Chunks(rows, rows_per_chunk)
+    h, t = chunks.pad(rows), chunks.pad(targets)
+
+    def add_chunk(i, found):
+        statistics, _ = _statistics(_logits(chunks.take(h, i), projection), chunks.take(t, i))
+        return ops.slice_update(found, (i * chunks.size,), -statistics[0])
+
+    found = ops.fori_loop(0, chunks.count, add_chunk, ops.zeros(ops.shape(t), "float32"))
+    return found[: ops.shape(rows)[0]]
+
+
 def _chunked(rows, projection, targets, weights, rows_per_chunk):
     """Returns loss and correct predictions, `(2,)`."""
     chunks = _Chunks(rows, rows_per_chunk)

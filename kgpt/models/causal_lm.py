@@ -9,7 +9,7 @@ from kgpt.arguments import checked
 from kgpt.kernels.platform import sum_over_replicas
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.metrics import Perplexity
-from kgpt.models import text_inputs, token_weights
+from kgpt.models import scoring, text_inputs, token_weights
 from kgpt.models.inputs import complete_inputs
 from kgpt.models.task import Task
 from kgpt.models.tied_output import TiedOutput
@@ -120,6 +120,8 @@ class CausalLM(Task):
     def generate(self, prompts, max_new_tokens=100, **kwargs):
         """Continues text or token ids, as `kgpt.generation.generate` does."""
         return generation.generate(self, prompts, max_new_tokens, **kwargs)
+
+    score, perplexity, embed = scoring.score, scoring.perplexity, scoring.embed
 
     def export_generation_step(self, filepath, format="onnx", verbose=True, **kwargs):
         """Writes one cached step, as `kgpt.convert.export.export_generation_step` does."""

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 from oracles import gradients, numpy_cross_entropy, to_numpy
 
-from kgpt.kernels.cross_entropy import cross_entropy, reference
+from kgpt.kernels.cross_entropy import cross_entropy, log_likelihoods, reference
 
 WIDTH, VOCABULARY = 12, 50
 # Of a loss of bfloat16 logits, and of its gradients, relative to their largest entry.
@@ -129,3 +129,19 @@ def test_rows_of_weight_zero_have_no_influence():
 
     assert_close(results[0][2:], results[1][2:], 1e-6)
     np.testing.assert_array_equal(results[0][2][5:], 0)
+
+
+# === Each row by itself ===
+
+
+@chunks
+def test_log_likelihoods_of_rows_are_those_of_the_formula(rows_per_chunk):
+    h, E, targets, _ = make_batch()
+    rows, matrix = ops.convert_to_tensor(h), ops.convert_to_tensor(E)
+
+    for projection in (matrix, lambda rows: ops.matmul(rows, ops.transpose(matrix))):
+        found = log_likelihoods(rows, projection, ops.convert_to_tensor(targets), rows_per_chunk)
+
+        np.testing.assert_allclose(
+            to_numpy(found), -numpy_cross_entropy(h @ E.T, targets), rtol=1e-5, atol=1e-5
+        )
