@@ -84,6 +84,12 @@ class TaskBatches(ResumableBatches):
         """Maximum number of tokens in a row, padding included."""
         return int(self._padded.max())
 
+    @property
+    def has_one_length(self) -> bool:
+        """Whether all batches of a pass in order of length are padded to the same length."""
+        plan = self.from_beginning()._plan(0)
+        return len({self._padded[examples].max() for examples in plan}) == 1
+
     def check_vocabulary(self, vocabulary_size: int):
         """Raises ValueError if a token id is outside the vocabulary."""
         if self._tokens.max() >= vocabulary_size:

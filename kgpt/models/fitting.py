@@ -6,6 +6,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 from kgpt.console import with_progress_bar
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
+from kgpt.data.task_batches import TaskBatches
 from kgpt.data.text_sources import is_text, split_texts
 from kgpt.data.updates import Updates, by_update
 from kgpt.models.checks import check_rate_callbacks, check_something_counts
@@ -118,6 +119,7 @@ def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None
     x, _, _ = _without_texts(self, x, None, None, batch_size)
     x = _from_beginning(x, steps)
     self.check_data(x)
+    _check_one_length(x)
     source = CheckedSource(
         x, None, None, lambda x, *_: self.check_data(x), self.backbone.vocabulary_size
     )
@@ -147,6 +149,16 @@ def predict_on_batch(self, x):
     """Predicts as `keras.Model.predict_on_batch` does."""
     self.check_data(x)
     return keras.Model.predict_on_batch(self, x)
+
+
+def _check_one_length(x):
+    """Raises ValueError for batches whose outputs, of each position, fit in no one array."""
+    if isinstance(x, TaskBatches) and x.has_next_tokens and not x.has_one_length:
+        raise ValueError(
+            "predict returns the logits of all positions, in rows of one length. Received: "
+            f"batches of several lengths, {x!r:.80}. Try lm.score(texts) or lm.embed(texts), or "
+            "predict_on_batch for each of the batches."
+        )
 
 
 def _compile_if_needed(task):

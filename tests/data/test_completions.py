@@ -322,6 +322,16 @@ def test_a_language_model_refuses_labelled_batches():
             lm.evaluate(batches, verbose=0)
 
 
+def test_logits_of_rows_of_several_lengths_are_refused():
+    lm = make_lm()
+    one = documents(["ab", "c"], TOKENIZER, batch_size=1)
+    several = documents(["ab", "c" * 40], TOKENIZER, batch_size=1)
+
+    assert lm.predict(one, verbose=0).shape == (2, 8, TOKENIZER.vocabulary_size)
+    with pytest.raises(ValueError, match=r"several lengths.*lm\.score"):
+        lm.predict(several, verbose=0)
+
+
 def test_ids_beyond_the_vocabulary_are_refused_though_they_are_only_targets():
     backbone = kgpt.GPTBackbone(END, 1, 1, 4)
     lm = kgpt.CausalLM(backbone)
