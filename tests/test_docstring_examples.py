@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import kgpt
+from kgpt.convert.weights import named_weights
 
 PACKAGE = Path(kgpt.__file__).parent
 ROOT = PACKAGE.parent
@@ -91,6 +92,22 @@ def write_release(folder):
     (folder / "vocab_40000.bpe").write_text("#version: 0.2\na a</w>\n")
 
 
+def write_nanogpt(lm):
+    """A checkpoint and a token file of nanoGPT, in small."""
+    torch = pytest.importorskip("torch", reason="nanoGPT's checkpoints are files of PyTorch")
+    state = {}
+    for name, weight in named_weights(lm.backbone).items():
+        array = keras.ops.convert_to_numpy(getattr(*weight))
+        is_linear = name.startswith("h.") and array.ndim == 2
+        state[f"transformer.{name}"] = torch.tensor(array.T if is_linear else array)
+    args = {"n_layer": 1, "n_head": 2, "n_embd": 12, "block_size": 256, "bias": True}
+    args["vocab_size"] = lm.backbone.vocabulary_size
+    for folder in ("out", "data/shakespeare"):
+        Path(folder).mkdir(parents=True)
+    torch.save({"model": state, "model_args": args}, "out/ckpt.pt")
+    np.load("train.npy").tofile("data/shakespeare/val.bin")
+
+
 @pytest.fixture
 def namespace(tmp_path, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -135,6 +152,8 @@ def stand_ins(tokenizer, tmp_path, monkeypatch):
 
             theirs = kgpt.to_keras_hub(make_lm(tokenizer))
             monkeypatch.setattr(keras_hub.models.GPT2CausalLM, "from_preset", lambda name: theirs)
+        if "kgpt.from_nanogpt(" in code:
+            write_nanogpt(make_lm(tokenizer))
         if "kgpt.from_openai(" in code:
             write_release(tmp_path / "finetune-transformer-lm" / "model")
 
@@ -151,6 +170,8 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
         pytest.importorskip(package, reason=f"the example imports {package}")
     if "to_huggingface" in code:
         pytest.importorskip("safetensors", reason="the extra `hub`")
+    if "model_card" in code:
+        pytest.importorskip("huggingface_hub", reason="the extra `hub`")
     if "read_texts" in code:
         pytest.importorskip("pyarrow", reason="the extra `tables`")
     if 'format="onnx"' in code and keras.config.backend() == "jax":

@@ -55,7 +55,7 @@ def from_nanogpt(
 
     Example:
         lm = kgpt.from_nanogpt("out/ckpt.pt", tokenizer=tokenizer)
-        valid = kgpt.data.windows("data/openwebtext/val.bin", sequence_length=1024, batch_size=4)
+        valid = kgpt.data.windows("data/shakespeare/val.bin", sequence_length=256, batch_size=4)
         lm.evaluate(valid)
     """
     checkpoint = _load(path)

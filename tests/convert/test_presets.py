@@ -177,7 +177,7 @@ def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path):
 
     assert calls == ["secret", ("me/name", True, True)]
     assert address == "https://huggingface.co/me/name"
-    assert 'license: "mit"' in (tmp_path / "uploaded" / "README.md").read_text(encoding="utf-8")
+    assert "\nlicense: mit\n" in (tmp_path / "uploaded" / "README.md").read_text(encoding="utf-8")
     np.testing.assert_allclose(
         outputs(kgpt.CausalLM.from_preset(tmp_path / "uploaded")), outputs(make_lm()), atol=1e-6
     )
