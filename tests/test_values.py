@@ -59,7 +59,7 @@ MAKERS = {
         backbone=backbone,
     ),
     "from_preset": lambda **arguments: kgpt.GPTBackbone.from_preset(
-        **{"name": "gpt_nano", **arguments}
+        **{"name": "gpt_nano", "load_weights": False, **arguments}
     ),
     "enable_lora": lambda **arguments: backbone().enable_lora(**{"rank": 2, **arguments}),
     "with_vocabulary_size": lambda **arguments: backbone().with_vocabulary_size(**arguments),
@@ -164,6 +164,7 @@ WRONG = [
     ("Head", "task_metrics", ["accuracy", ["accuracy"], None]),
     ("from_preset", "name", ["gpt5", None, ["gpt2"]]),
     ("from_preset", "dropout", [1.0]),
+    ("from_preset", "load_weights", FLAGS),
     ("enable_lora", "rank", [*COUNTS, None]),
     ("enable_lora", "alpha", NUMBERS),
     ("with_vocabulary_size", "vocabulary_size", [*COUNTS, 299, 300.0]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from kgpt.arguments import check_keywords
+from kgpt.arguments import check_keywords, refuse
 from kgpt.convert import configs
 from kgpt.convert.huggingface import backbone_options_in, from_huggingface, to_huggingface
 from kgpt.convert.model_card import model_card
@@ -23,6 +23,10 @@ _FREE = ("dropout", "attention_dropout", "dtype", "name", "trainable")
 
 def load(cls, name, load_weights: bool, options: dict):
     """Returns what `from_preset` of a class returns."""
+    if not isinstance(name, str | os.PathLike):
+        refuse("name", name, "a preset, a folder or a handle on the hub", error=TypeError)
+    if not isinstance(load_weights, bool):
+        refuse("load_weights", load_weights, "a bool")
     of_body, of_head = _parted(cls, options)
     source = name[5:] if isinstance(name, str) and name.startswith("hf://") else name
     is_size = isinstance(name, str) and name in PRESETS

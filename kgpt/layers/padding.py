@@ -18,9 +18,10 @@ def to_right_padding(x, padding_mask):
     """
     if x is None or padding_mask is None:
         return x
-    positions = ops.arange(ops.shape(padding_mask)[1], dtype="int32")
-    last = ops.cast(ops.logical_not(ops.cast(padding_mask, "bool")), "int32")
-    order = ops.argsort(positions + last * ops.shape(padding_mask)[1], axis=1)
+    length = ops.shape(padding_mask)[1]
+    is_padding = ops.cast(ops.logical_not(ops.cast(padding_mask, "bool")), "int32")
+    # Sorted numbers that hold their positions, since ONNX has no stable argsort.
+    order = ops.sort(ops.arange(length, dtype="int32") + is_padding * length, axis=1) % length
     return _take(x, order)
 
 
