@@ -98,6 +98,17 @@ def _activation(name, value):
     return value
 
 
+def _stop(name, value):
+    texts = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(texts, list | tuple | set)
+        or not texts
+        or not all(isinstance(text, str) and text for text in texts)
+    ):
+        refuse(name, value, "a str that is not empty, or several", "Tokens are stop_token_ids.")
+    return list(texts)
+
+
 def _head(name, value):
     return value if callable(value) else refuse(name, value, "a Keras layer or a function")
 
@@ -157,6 +168,7 @@ _FLAGS = (
     *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
+    "return_log_probabilities",
     *("use_ema", "amsgrad"),
 )
 RULES = {
@@ -164,7 +176,15 @@ RULES = {
     **dict.fromkeys(("gradient_accumulation_steps", "steps_per_epoch", "shard_count"), integer(1)),
     **dict.fromkeys(("num_classes", "num_choices"), integer(2)),
     **dict.fromkeys(("seed", "start", "end_of_text_id", "shard_index"), integer(0)),
-    "max_new_tokens": integer(0),
+    **dict.fromkeys(("max_new_tokens", "min_new_tokens"), integer(0)),
+    "temperature": number("[1e-30, 1e30]", 'sampler="greedy" is the limit at 0.'),
+    "top_k": integer(1, "None is for all tokens."),
+    "top_p": number("(0, 1]"),
+    "min_p": number("[0, 1]"),
+    "repetition_penalty": number("[1e-30, 1e30]", "1 is none; above it, repetition is rarer."),
+    "no_repeat_ngram_size": integer(1, "None is for any repetition."),
+    "num_return_sequences": integer(1),
+    "stop": _stop,
     "warmup_steps": integer(0, "It counts updates: for a share, try int(share * steps)."),
     "warmup": number("[0, 1]", "It is a share of the updates: for a count, try count / steps."),
     **dict.fromkeys(("dropout", "attention_dropout", "beta_1", "beta_2"), number("[0, 1)")),
@@ -223,18 +243,47 @@ _FOREIGN = {
     "batch_size": ("per_device_train_batch_size",),
     "save_freq": ("save_steps",),
     "prompts": ("input_ids", "inputs"),
-    "max_new_tokens": ("max_length",),
-    "return_prompt": ("strip_prompt",),
-    "stop_token_ids": ("eos_token_id", "stop", "stop_strings"),
-    "sampler": (
-        *("do_sample", "temperature", "top_k", "k", "top_p", "p", "num_beams", "penalty_alpha"),
-    ),
+    "max_new_tokens": ("max_length", "max_tokens"),
+    "min_new_tokens": ("min_length", "min_tokens"),
+    "return_prompt": ("strip_prompt", "return_full_text", "echo"),
+    "stop_token_ids": ("eos_token_id", "stop_tokens"),
+    "stop": ("stop_strings", "stop_sequences", "stopping_criteria"),
+    "temperature": ("do_sample",),
+    "top_k": ("k",),
+    "top_p": ("p", "nucleus"),
+    "repetition_penalty": ("frequency_penalty", "presence_penalty"),
+    "num_return_sequences": ("n", "num_samples"),
+    "return_log_probabilities": ("output_scores", "output_logits", "logprobs", "return_scores"),
+    "stream": ("streamer",),
+    "sampler": ("num_beams", "penalty_alpha"),
 }
-_OF_SAMPLERS = " Try sampler=keras_hub.samplers.TopPSampler(p=0.9, temperature=0.8)."
-# What the models over a backbone do not have.
-_NOT_OF_HEADS = {
-    "activation": "The outputs are as they come, logits for classes: try keras.ops.softmax(logits)",
-    "dtype": "It is the backbone's: try kgpt.GPTBackbone(..., dtype=...)",
+# What else to say of a foreign name.
+_NOTES = {
+    "max_length": "It counts new tokens only.",
+    "min_length": "It counts new tokens only.",
+    "do_sample": 'temperature=1.0 is do_sample=True, sampler="greedy" is False.',
+    "num_beams": 'Try sampler="beam", or keras_hub.samplers.BeamSampler(num_beams=4).',
+    "penalty_alpha": 'Try sampler="contrastive", or keras_hub.samplers.ContrastiveSampler(k=4).',
+}
+# What the functions with a certain argument do not have.
+_NOT_BESIDE = {
+    "backbone": {
+        "activation": "The outputs are as they come, logits for classes: try "
+        "keras.ops.softmax(logits).",
+        "dtype": "It is the backbone's: try kgpt.GPTBackbone(..., dtype=...).",
+    },
+    "prompts": {
+        "early_stopping": "Beams end when all have stopped, or after max_new_tokens.",
+        "length_penalty": "Beams are compared by their log-probability as it is.",
+        "attention_mask": "Prompts may have any lengths: try lists of ids without padding.",
+        "padding_mask": "Prompts may have any lengths: try lists of ids without padding.",
+        "pad_token_id": "Prompts may have any lengths: results have no padding.",
+        "use_cache": "Keys and values are always cached.",
+        "logits_processor": "Try a keras_hub.samplers.Sampler of your own.",
+        "bad_words_ids": "Try a keras_hub.samplers.Sampler of your own.",
+        "typical_p": "Try top_p or min_p.",
+        "return_dict_in_generate": "Try return_log_probabilities.",
+    },
 }
 
 
@@ -249,12 +298,15 @@ def check_keywords(function_name: str, known, unknown):
     meanings = {foreign: own for own in known for foreign in _FOREIGN.get(own, ())}
     meanings.update({own: own for own in known})
     sentences = []
+    reasons = {}
+    for argument in known:
+        reasons.update(_NOT_BESIDE.get(argument, {}))
     for name in unknown:
-        if name in _NOT_OF_HEADS and "backbone" in known:
-            hint = f"{_NOT_OF_HEADS[name]}."
+        if name in reasons:
+            hint = reasons[name]
         elif near := difflib.get_close_matches(name, meanings, n=1, cutoff=0.5):
-            meant = meanings[near[0]]
-            hint = f"Did you mean {meant}?{_OF_SAMPLERS if meant == 'sampler' else ''}"
+            note = f" {_NOTES[near[0]]}" if near[0] in _NOTES else ""
+            hint = f"Did you mean {meanings[near[0]]}?{note}"
         else:
             hint = f"It has {', '.join(known)}."
         sentences.append(f"{function_name}() has no argument {name!r}. {hint}")

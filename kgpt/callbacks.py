@@ -190,7 +190,7 @@ def _texts(name, value):
     return texts if all(isinstance(text, str) for text in texts) else refuse(name, value, "texts")
 
 
-def _no_stream(name, value):
+def _only_text(name, value):
     return refuse(name, value, "False: samples are printed whole") if flag(name, value) else value
 
 
@@ -205,14 +205,19 @@ class GenerateSamples(keras.callbacks.Callback):
 
     Raises:
         TypeError: for keywords that `generate` lacks.
-        ValueError: for values that it refuses, and for `stream=True`.
+        ValueError: for values that it refuses, and for `stream` and `return_log_probabilities`.
     """
 
-    @checked(passes_on=generate, max_new_tokens=integer(1), prompts=_texts, stream=_no_stream)
+    @checked(
+        passes_on=generate,
+        max_new_tokens=integer(1),
+        prompts=_texts,
+        stream=_only_text,
+        return_log_probabilities=_only_text,
+    )
     def __init__(self, prompts, max_new_tokens: int = 50, **kwargs):
         super().__init__()
-        if "sampler" in kwargs:
-            arguments.read_sampler(kwargs["sampler"])
+        arguments.check_options(max_new_tokens=max_new_tokens, **kwargs)
         arguments.read_stops(kwargs.get("stop_token_ids"), None, math.inf)
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens

@@ -118,7 +118,7 @@ FOREIGN = [
     ("Tokenizer.train", "vocab_size", "vocabulary_size"),
     ("windows", "block_size", "sequence_length"),
     ("classification", "max_length", "sequence_length"),
-    ("GenerateSamples", "temperature", "sampler"),
+    ("GenerateSamples", "do_sample", "temperature"),
     ("GenerateSamples", "eos_token_id", "stop_token_ids"),
 ]
 

@@ -244,6 +244,12 @@ WRONG = [
     ("GenerateSamples", "sampler", ["topk", 5, None]),
     ("GenerateSamples", "stop_token_ids", ["end", [1.5], -1, True]),
     ("GenerateSamples", "return_prompt", FLAGS),
+    ("GenerateSamples", "temperature", NUMBERS),
+    ("GenerateSamples", "top_k", COUNTS),
+    ("GenerateSamples", "stop", ["", [5], []]),
+    ("GenerateSamples", "min_new_tokens", [*PLACES, 51]),
+    ("GenerateSamples", "num_return_sequences", COUNTS),
+    ("GenerateSamples", "return_log_probabilities", [True, "no"]),
     ("Scores", "prefix", [None, 5]),
     ("training_curves", "steps_per_epoch", COUNTS),
 ]
@@ -423,8 +429,6 @@ PUBLIC = [
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__qualname__)
 def test_each_number_and_flag_of_a_public_function_has_a_rule(function):
-    if function is kgpt.CausalLM.generate:
-        function = kgpt.generation.generate  # which it passes all on to
     signature = inspect.signature(function)
     parameters = {
         name: one.annotation

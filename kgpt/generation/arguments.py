@@ -2,15 +2,22 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from kgpt.arguments import is_int, is_real
+from kgpt.generation.filters import Filters
 from kgpt.text import check_no_table
 
 _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
+
+# The options that shape the distribution, and the samplers that they can shape, with what these
+# have of them by themselves.
+_SHAPE = ("temperature", "top_k", "top_p", "min_p")
+_SHAPED = {"random": {}, "top_k": {"top_k": 5}, "top_p": {"top_p": 0.9}}
 
 _SMALLEST_TEMPERATURE = 1e-30  # logits divided by less are infinite in float32
 
@@ -83,13 +90,46 @@ def end_of_text(tokenizer):
     return token
 
 
-def check_length(max_new_tokens, longest, window, sliding_window):
+class Limits(NamedTuple):
+    """What ends a continuation."""
+
+    window: int
+    max_new_tokens: int
+    min_new_tokens: int
+    stop_token_ids: list
+    stop: list  # strings
+
+
+def read_limits(model, max_new_tokens, min_new_tokens, stop_token_ids, stop):
+    """Returns what ends a continuation; raises ValueError if all tokens would, too early."""
+    vocabulary_size = written_vocabulary(model)
+    stops = read_stops(stop_token_ids, model.tokenizer, vocabulary_size)
+    if min_new_tokens and len(set(stops)) == vocabulary_size:
+        raise ValueError(
+            f"With min_new_tokens={min_new_tokens} some token must be no stop token. Received: all "
+            f"{vocabulary_size} tokens as stop_token_ids."
+        )
+    window, stop = model.backbone.max_sequence_length, [] if stop is None else stop
+    return Limits(window, max_new_tokens, min_new_tokens, stops, stop)
+
+
+def check_stop(stop, many):
+    """Raises ValueError for stop strings beside prompts that are no texts."""
+    if stop and not all(isinstance(prompt, str) for prompt in many):
+        raise ValueError(
+            "stop is for text: its strings may begin inside a token. "
+            f"Received: stop={stop!r}, prompts of token ids. Try stop_token_ids."
+        )
+
+
+def check_length(limits, longest, sliding_window):
     """Raises ValueError unless the longest prompt and what is new fit in the window."""
-    if max_new_tokens and longest + max_new_tokens > window and not sliding_window:
+    window, new = limits.window, limits.max_new_tokens
+    if new and longest + new > window and not sliding_window:
         shorter = f", or max_new_tokens={window - longest}" if longest < window else ""
         raise ValueError(
             "Prompt and continuation must fit in the backbone's max_sequence_length. Received: a "
-            f"prompt of {longest} tokens, max_new_tokens={max_new_tokens}, "
+            f"prompt of {longest} tokens, max_new_tokens={new}, "
             f"max_sequence_length={window}. Try sliding_window=True{shorter}."
         )
 
@@ -114,12 +154,85 @@ def read_stops(stop_token_ids, tokenizer, vocabulary_size):
     return [int(i) for i in stops]
 
 
-def read_sampler(sampler):
-    """Returns the sampler as an object of keras-hub."""
+def read_sampler(sampler, filters, **others):
+    """Returns the sampler as an object of keras-hub, and the filters before it.
+
+    Args:
+        sampler: `generate`'s.
+        filters: `Filters`, as given to `generate`.
+        **others: what else `generate` has that not every sampler can do.
+
+    Raises:
+        ValueError: for what is no sampler, and for options that can't act beside it.
+    """
     from keras_hub import samplers
 
-    if isinstance(sampler, str) and sampler in _SAMPLERS:
-        return samplers.get(sampler)
+    given = {name: value for name, value in filters._asdict().items() if value is not None}
+    shape = {name: value for name, value in given.items() if name in _SHAPE}
+    name = sampler if isinstance(sampler, str) else None
+    if name == "auto":
+        name = "random" if shape else "top_k"
+    if shape and name in _SHAPED:
+        return samplers.RandomSampler(), filters._replace(**{**_SHAPED[name], **shape})
+    if name in _SAMPLERS:
+        sampler = samplers.TopPSampler(p=0.9) if name == "top_p" else samplers.get(name)
+    else:
+        check_sampler(sampler)
+    if shape:
+        _refuse_beside(
+            sampler,
+            shape,
+            'sampler="random", "top_k" and "top_p"',
+            "A sampler object has settings of its own, such as TopPSampler(temperature=0.8).",
+        )
+    given.update({name: value for name, value in others.items() if value})
+    copies = given.pop("num_return_sequences", 1)
+    if given and not is_stepwise(sampler):
+        _refuse_beside(
+            sampler, given, "samplers that settle a token at a time", 'Try sampler="greedy".'
+        )
+    if copies > 1 and (isinstance(sampler, samplers.GreedySampler) or not is_stepwise(sampler)):
+        _refuse_beside(
+            sampler,
+            {"num_return_sequences": copies},
+            "samples that differ",
+            'Try sampler="random".',
+        )
+    return sampler, filters
+
+
+def check_options(sampler="auto", max_new_tokens=100, min_new_tokens=0, **options):
+    """Raises ValueError for options of `generate` that can't act together, whatever the model."""
+    if min_new_tokens > max_new_tokens:
+        raise ValueError(
+            "min_new_tokens must not exceed max_new_tokens. "
+            f"Received: min_new_tokens={min_new_tokens}, max_new_tokens={max_new_tokens}."
+        )
+    others = ("stop", "num_return_sequences", "return_log_probabilities")
+    others = {name: options.get(name) for name in others}
+    filters = Filters(*(options.get(name) for name in Filters._fields))
+    return read_sampler(sampler, filters, min_new_tokens=min_new_tokens, **others)
+
+
+def is_stepwise(sampler) -> bool:
+    """Returns whether a sampler settles a token at a time, in keras-hub's plain loop."""
+    from keras_hub.samplers import Sampler
+
+    return type(sampler).__call__ is Sampler.__call__
+
+
+def _refuse_beside(sampler, given, instead, hint):
+    received = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    raise ValueError(
+        f"{', '.join(given)} can be had with {instead}. "
+        f"Received: {received}, sampler={type(sampler).__name__}. {hint}"
+    )
+
+
+def check_sampler(sampler):
+    """Raises ValueError for what can't be a sampler."""
+    from keras_hub import samplers
+
     cannot = isinstance(sampler, samplers.SpeculativeSampler) or getattr(
         sampler, "return_all_beams", False
     )
@@ -130,7 +243,6 @@ def read_sampler(sampler):
             f"Received: sampler={sampler!r}."
         )
     check_settings(sampler)
-    return sampler
 
 
 def check_settings(sampler):
@@ -173,11 +285,16 @@ def read_seed(seed, sampler):
     return [generator.state for generator in generators]
 
 
-def check_stream(many, is_single, sampler, is_stepwise):
+def check_stream(many, is_single, sampler, num_return_sequences, return_log_probabilities):
     """Raises an error if the result can't be streamed."""
-    if not is_single or not is_stepwise:
+    wanted = {
+        "num_return_sequences": num_return_sequences,
+        "return_log_probabilities": return_log_probabilities,
+    }
+    wanted = "".join(f", {name}={value}" for name, value in wanted.items() if value)
+    if not is_single or not is_stepwise(sampler) or wanted:
         raise ValueError(
-            "stream=True is for one prompt, and for samplers that settle a token at a time. "
-            f"Received: {'one prompt' if is_single else f'a list of {len(many)} prompts'}, "
-            f'sampler={type(sampler).__name__}. Try sampler="top_k" on one prompt.'
+            "stream=True is for one prompt and one result, and for samplers that settle a token at "
+            f"a time. Received: {'one prompt' if is_single else f'a list of {len(many)} prompts'}, "
+            f'sampler={type(sampler).__name__}{wanted}. Try sampler="top_k" on one prompt.'
         )

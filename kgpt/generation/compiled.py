@@ -8,8 +8,9 @@ from typing import NamedTuple
 import keras
 from keras import ops, tree
 
-from kgpt.generation.arguments import written_vocabulary
-from kgpt.generation.layout import prompt_layout, step_layout
+from kgpt.generation.arguments import is_stepwise, written_vocabulary
+from kgpt.generation.filters import NO_FILTERS, Filters, ban_stops, filtered
+from kgpt.generation.layout import prompt_layout, step_layout, without_gap
 from kgpt.generation.torch_recorder import record
 
 
@@ -17,12 +18,22 @@ class Functions(NamedTuple):
     """Compiled functions; each takes the sampler's random states and the static `new_slots`."""
 
     prefill: callable  # token_ids, lengths -> cache
-    step: callable  # token_ids, cache, slot -> next tokens (batch,), cache
-    complete: callable  # token_ids, lengths, finished, count, stops -> tokens of all slots
-    is_stepwise: bool  # whether `step` does what `complete` does
+    step: callable  # what `_make_step`'s function takes and gives
+    complete: callable  # token_ids, lengths, finished, count, stops, early -> tokens, their scores
 
 
-def functions_for(model, sampler) -> Functions:
+class Options(NamedTuple):
+    """What is compiled into the functions beside the sampler."""
+
+    filters: Filters = NO_FILTERS
+    has_early: bool = False  # whether some of the new tokens must not be stop tokens
+    has_scores: bool = False  # whether the tokens' log-probabilities are computed
+
+
+NO_OPTIONS = Options()
+
+
+def functions_for(model, sampler, options=NO_OPTIONS) -> Functions:
     """Returns the compiled functions for a sampler's settings, cached on the model."""
     vocabulary = written_vocabulary(model)
     is_known = type(sampler).__module__.startswith("keras_hub.")
@@ -33,9 +44,9 @@ def functions_for(model, sampler) -> Functions:
 
     def make():  # with random states of its own
         own = type(sampler).from_config(config) if is_known else sampler
-        return _make_functions(model.backbone, own, vocabulary)
+        return _make_functions(model.backbone, own, vocabulary, options)
 
-    return cached(model, (type(sampler), settings, vocabulary), make)
+    return cached(model, (type(sampler), settings, vocabulary, options), make)
 
 
 def cached(model, key, make):
@@ -58,53 +69,110 @@ def cached(model, key, make):
     return functions[key]
 
 
-def _make_functions(backbone, sampler, vocabulary):
-    from keras_hub.samplers import Sampler
-
+def _make_functions(backbone, sampler, vocabulary, options):
     def run_step(token_ids, cache, slot, new_slots, seen=None):
         h, cache = step(backbone, token_ids, cache, slot, new_slots, seen)
-        return backbone.token_embedding(h, reverse=True)[:, :vocabulary], h, cache
+        return backbone.token_embedding(h, reverse=True), h, cache
 
     if keras.config.backend() == "torch":
         run_step = record(run_step)
 
-    is_stepwise = type(sampler).__call__ is Sampler.__call__
-
     def prefill_alone(new_slots, token_ids, lengths):
         return prefill(backbone, token_ids, lengths, new_slots)[0]
 
-    def next_tokens(new_slots, token_ids, cache, slot):
-        logits, _, cache = run_step(token_ids, cache, slot, new_slots)
-        probabilities = sampler.compute_probabilities(logits)
-        return sampler.get_next_token(probabilities), cache
-
-    def complete(new_slots, token_ids, lengths, finished, count, stops):
-        cache, hidden_states = prefill(backbone, token_ids, lengths, new_slots)
-        tokens, mask = _buffer(token_ids, finished, new_slots)
-
-        def next_logits(tokens, cache, index):
-            slot = ops.cast(index - 1, "int32")
-            logits, h, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
-            if not is_stepwise and stops.shape[0]:
-                logits = _stay_at_stop(logits, tokens, mask, stops)
-            return logits, h, cache
-
-        return _limited(sampler, count)(
-            next_logits,
-            tokens,
-            cache=cache,
-            index=token_ids.shape[1],
-            mask=mask,
-            stop_token_ids=[stops[i] for i in range(stops.shape[0])] or None,
-            hidden_states=hidden_states,
-            model=backbone,
-        )
-
+    next_tokens = _make_step(run_step, sampler, vocabulary, options)
+    if is_stepwise(sampler):
+        complete = _make_loop(backbone, sampler, next_tokens, options)
+    else:
+        complete = _make_search(backbone, sampler, run_step, vocabulary)
     compiled = (
         compile_function(function, backbone.variables, sampler.variables)
         for function in (prefill_alone, next_tokens, complete)
     )
-    return Functions(*compiled, is_stepwise=is_stepwise)
+    return Functions(*compiled)
+
+
+# === One token at a time ===
+
+
+def _make_step(run_step, sampler, vocabulary, options):
+    """Returns the function that chooses the next token of each row."""
+
+    def next_tokens(new_slots, tokens, cache, slot, stops, early):
+        """Takes one step.
+
+        Args:
+            new_slots: int. As for `prefill`.
+            tokens: int tensor `(batch, slots)`: all tokens up to `slot`.
+            cache: what `prefill` or this function returned.
+            slot: int scalar. The last token's slot.
+            stops: int tensor `(stops,)`.
+            early: int scalar. How many of the new slots, counted from the first, must not hold a
+                stop token.
+
+        Returns:
+            The next tokens `(batch,)`; their log-probabilities by the model itself, whatever the
+            filters, `(batch,)`, or (); `tokens` with the next ones; and the cache.
+        """
+        slot, prompt_slots = ops.cast(slot, "int32"), tokens.shape[1] - new_slots
+        all_logits, _, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
+        logits = all_logits[:, :vocabulary]
+        if options.has_early:
+            logits = ban_stops(logits, stops, slot - prompt_slots + 1 < early)
+        if options.filters != NO_FILTERS:
+            text = without_gap(tokens, cache["lengths"], slot, prompt_slots)
+            logits = filtered(options.filters, logits, *text)
+        chosen = sampler.get_next_token(sampler.compute_probabilities(logits))
+        chosen = ops.reshape(ops.cast(chosen, "int32"), (tokens.shape[0],))
+        scores = _log_probabilities(all_logits, chosen) if options.has_scores else ()
+        return chosen, scores, _put(tokens, chosen, slot + 1), cache
+
+    return next_tokens
+
+
+def _make_loop(backbone, sampler, next_tokens, options):
+    """Returns the function that runs the steps until all rows have stopped."""
+
+    def complete(new_slots, token_ids, lengths, finished, count, stops, early):
+        cache, _ = prefill(backbone, token_ids, lengths, new_slots)
+        empty = ops.full((token_ids.shape[0], new_slots), -1, "int32")
+        tokens = ops.concatenate([token_ids, empty], axis=1)
+        scores = ops.zeros(tokens.shape, "float32") if options.has_scores else ()
+        slot = ops.convert_to_tensor(token_ids.shape[1] - 1, "int32")
+
+        def is_open(tokens, scores, cache, slot, finished):
+            if not stops.shape[0]:
+                return ops.convert_to_tensor(True)
+            return ops.logical_not(ops.all(finished))
+
+        def body(tokens, scores, cache, slot, finished):
+            chosen, new, tokens, cache = next_tokens(new_slots, tokens, cache, slot, stops, early)
+            if options.has_scores:
+                scores = _put(scores, new, slot + 1)
+            if stops.shape[0]:
+                is_stop = ops.any(chosen[:, None] == stops, axis=-1)
+                finished = ops.logical_or(finished, is_stop)
+            return tokens, scores, cache, slot + 1, finished
+
+        loop_vars = tokens, scores, cache, slot, finished
+        tokens, scores, *_ = sampler.run_loop(
+            is_open, body, model=backbone, loop_vars=loop_vars, maximum_iterations=count
+        )
+        return tokens, scores
+
+    return complete
+
+
+def _put(rows, new, slot):
+    """Returns the rows `(batch, slots)` with the new column `(batch,)` in a slot."""
+    return ops.slice_update(rows, (ops.zeros_like(slot), slot), new[:, None])
+
+
+def _log_probabilities(logits, chosen):
+    """Returns the chosen tokens' log-probabilities among all that the model has."""
+    logits = ops.cast(logits, "float32")
+    of_chosen = ops.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0]
+    return of_chosen - ops.logsumexp(logits, axis=-1)
 
 
 # === The first pass, and one step ===
@@ -153,7 +221,37 @@ def step(backbone, token_ids, cache, slot, new_slots, seen=None):
     return h[:, 0], {"layers": layers, "lengths": lengths}
 
 
-# === The loop of keras-hub's samplers ===
+# === The loops of keras-hub's samplers that look ahead ===
+
+
+def _make_search(backbone, sampler, run_step, vocabulary):
+    """Returns the function that lets a sampler run its own loop."""
+
+    def complete(new_slots, token_ids, lengths, finished, count, stops, early):
+        cache, hidden_states = prefill(backbone, token_ids, lengths, new_slots)
+        tokens, mask = _buffer(token_ids, finished, new_slots)
+
+        def next_logits(tokens, cache, index):
+            slot = ops.cast(index - 1, "int32")
+            logits, h, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
+            logits = logits[:, :vocabulary]
+            if stops.shape[0]:
+                logits = _stay_at_stop(logits, tokens, mask, stops)
+            return logits, h, cache
+
+        tokens = _limited(sampler, count)(
+            next_logits,
+            tokens,
+            cache=cache,
+            index=token_ids.shape[1],
+            mask=mask,
+            stop_token_ids=[stops[i] for i in range(stops.shape[0])] or None,
+            hidden_states=hidden_states,
+            model=backbone,
+        )
+        return tokens, ()
+
+    return complete
 
 
 def _buffer(token_ids, finished, new_slots):

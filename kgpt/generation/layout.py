@@ -81,3 +81,22 @@ def step_layout(lengths, slot, prompt_slots, seen):
     visible = ops.logical_and(slots >= prompt_slots - 1, slots <= slot)
     visible = ops.logical_or(slots < lengths - 1, visible)  # (batch, seen)
     return visible[:, None], lengths + (slot - prompt_slots)
+
+
+def without_gap(tokens, lengths, slot, prompt_slots):
+    """Returns each row's text, position by position.
+
+    Args:
+        tokens: int tensor `(batch, slots)`.
+        lengths: int tensor `(batch,)`: lengths of the prompts.
+        slot: int scalar: where the last tokens of the text stand.
+        prompt_slots: int.
+
+    Returns:
+        Tokens, int `(batch, slots)`, and how many of them are the text so far, int `(batch,)`.
+    """
+    positions = ops.arange(tokens.shape[1], dtype="int32")
+    last = lengths[:, None] - 1
+    slots = ops.where(positions < last, positions, positions - last + prompt_slots - 1)
+    slots = ops.minimum(slots, tokens.shape[1] - 1)
+    return ops.take_along_axis(tokens, slots, axis=1), lengths + (slot + 1 - prompt_slots)

@@ -117,9 +117,7 @@ class CausalLM(Task):
         set_keras_mask(outputs, weights > 0)
         return y, outputs
 
-    def generate(self, prompts, max_new_tokens=100, **kwargs):
-        """Continues text or token ids, as `kgpt.generation.generate` does."""
-        return generation.generate(self, prompts, max_new_tokens, **kwargs)
+    generate = generation.generate
 
     score, perplexity, embed = scoring.score, scoring.perplexity, scoring.embed
 

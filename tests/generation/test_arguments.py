@@ -7,6 +7,19 @@ from full_passes import (
     greedy_by_full_passes,
 )
 
+WRONG = {
+    "temperature": [0, -1.0, float("nan"), float("inf"), "1", True],
+    "top_k": [0, -1, 1.5, True],
+    "top_p": [0, -0.1, 1.1, float("nan"), "0.9"],
+    "min_p": [-0.1, 1.1, float("nan")],
+    "repetition_penalty": [0, -1.0, float("nan"), float("inf"), True],
+    "no_repeat_ngram_size": [0, -1, 2.0],
+    "stop": ["", [], ["a", ""], 5, [5], b"a"],
+    "min_new_tokens": [-1, 1.0, None],
+    "num_return_sequences": [0, 2.0, True],
+    "return_log_probabilities": ["no", 1, None],
+}
+
 
 def test_text_gives_text_and_many_texts_a_list(text_lm):
     one = text_lm.generate("the robot", 5, sampler="greedy")
@@ -104,6 +117,36 @@ def test_no_new_tokens_give_the_prompts_back(lm, text_lm):
         ([1], {"seed": 1.0}, "seed=1.0"),
         ([1], {"seed": True}, "seed=True"),
         ([1], {"seed": "x"}, "seed='x'"),
+        *(
+            ([1], {name: value}, f"{name} must be")
+            for name, values in WRONG.items()
+            for value in values
+        ),
+        ([1], {"min_new_tokens": 4}, "min_new_tokens=4, max_new_tokens=3"),
+        ([1], {"min_new_tokens": 1, "stop_token_ids": range(23)}, "some token must be no stop"),
+        ([1], {"stop": "a"}, "stop is for text.*prompts of token ids"),
+        *(
+            ([1], {"sampler": sampler, name: 0.5 if "p" in name[-2:] else 2}, f"{name} can be had")
+            for sampler in ("greedy", "beam", "contrastive", keras_hub.samplers.RandomSampler())
+            for name in ("temperature", "top_k", "top_p", "min_p")
+        ),
+        *(
+            ([1], {"sampler": sampler, **option}, "samplers that settle a token at a time")
+            for sampler in ("beam", "contrastive")
+            for option in (
+                {"repetition_penalty": 1.2},
+                {"no_repeat_ngram_size": 2},
+                {"stop": "a"},
+                {"min_new_tokens": 1},
+                {"return_log_probabilities": True},
+            )
+        ),
+        *(
+            ([1], {"sampler": sampler, "num_return_sequences": 2}, "samples that differ")
+            for sampler in ("greedy", "beam", "contrastive")
+        ),
+        ([1], {"stream": True, "num_return_sequences": 2}, "num_return_sequences=2"),
+        ([1], {"stream": True, "return_log_probabilities": True}, "return_log_probabilities=True"),
         ([[1], [2]], {"stream": True}, "a list of 2 prompts"),
         ([1], {"stream": True, "sampler": "beam"}, "sampler=BeamSampler"),
     ],
@@ -187,22 +230,43 @@ def test_settings_of_a_sampler_derived_from_keras_hubs_are_checked(lm):
     ("keyword", "meant"),
     [
         ("max_new_token", "max_new_tokens"),
-        ("max_length", "max_new_tokens"),
+        ("max_length", r"max_new_tokens\? It counts new tokens only"),
         ("sampeler", "sampler"),
         ("stop_tokens", "stop_token_ids"),
         ("eos_token_id", "stop_token_ids"),
         ("streaming", "stream"),
         ("strip_prompt", "return_prompt"),
         ("slide_window", "sliding_window"),
-        ("temperature", r"sampler\? Try sampler=keras_hub.samplers.TopPSampler"),
-        ("temprature", "sampler"),
-        ("top_k", "sampler"),
-        ("do_sample", "sampler"),
-        ("num_beams", "sampler"),
+        ("max_tokens", "max_new_tokens"),
+        ("min_length", r"min_new_tokens\? It counts new tokens only"),
+        ("stop_strings", "stop"),
+        ("temprature", "temperature"),
+        ("k", "top_k"),
+        ("p", "top_p"),
+        ("repetition_penality", "repetition_penalty"),
+        ("do_sample", r"temperature\? temperature=1.0 is do_sample=True"),
+        ("num_beams", r'sampler\? Try sampler="beam", or keras_hub.samplers.BeamSampler'),
+        ("penalty_alpha", r'sampler\? Try sampler="contrastive"'),
+        ("num_returned_sequences", "num_return_sequences"),
+        ("output_scores", "return_log_probabilities"),
     ],
 )
 def test_a_misspelt_or_foreign_keyword_is_refused_with_the_one_that_is_meant(lm, keyword, meant):
     with pytest.raises(TypeError, match=rf"no argument '{keyword}'\. Did you mean {meant}"):
+        lm.generate([1], **{keyword: 1})
+
+
+@pytest.mark.parametrize(
+    ("keyword", "reason"),
+    [
+        ("early_stopping", "Beams end when all have stopped"),
+        ("pad_token_id", "results have no padding"),
+        ("attention_mask", "lists of ids without padding"),
+        ("use_cache", "always cached"),
+    ],
+)
+def test_a_foreign_keyword_without_a_name_here_is_refused_with_the_reason(lm, keyword, reason):
+    with pytest.raises(TypeError, match=rf"no argument '{keyword}'\..*{reason}"):
         lm.generate([1], **{keyword: 1})
 
 

@@ -80,9 +80,9 @@ def test_the_loop_ends_when_all_rows_have_stopped_or_have_all_they_may(lm):
 
     def slots_written(count, stops):
         tokens, lengths = lay_out(RAGGED, 33)
-        arguments = (tokens, lengths, np.zeros(3, "bool"), count, np.array(stops, "int32"))
-        rows = keras.ops.convert_to_numpy(functions.complete([], 32, *arguments))[:, 33:]
-        return (rows >= 0).sum(axis=1).tolist()
+        arguments = (tokens, lengths, np.zeros(3, "bool"), count, np.array(stops, "int32"), 0)
+        rows, _ = functions.complete([], 32, *arguments)
+        return (keras.ops.convert_to_numpy(rows)[:, 33:] >= 0).sum(axis=1).tolist()
 
     assert slots_written(6, []) == [6, 6, 6]
     assert slots_written(8, [row[2] for row in free]) == [3, 3, 3]

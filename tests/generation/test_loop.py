@@ -9,7 +9,7 @@ from full_passes import (
     scatter,
 )
 
-from kgpt.generation.loop import stream_text
+from kgpt.generation.texts import stream_text
 
 # === exactness ===
 

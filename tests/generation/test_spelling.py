@@ -76,7 +76,7 @@ def test_nothing_is_written_past_the_stop(speller, sampler, prompts):
     none_finished, stops = np.zeros(len(prompts), "bool"), np.array(ids("te"), "int32")
     states = [] if sampler in ("greedy", "contrastive") else SAMPLERS[sampler]().variables
 
-    tokens = functions.complete(states, 10, token_ids, lengths, none_finished, 9, stops)
+    tokens, _ = functions.complete(states, 10, token_ids, lengths, none_finished, 9, stops, 0)
 
     written = [row[row >= 0] for row in np.array(tokens)[:, 16:]]
     assert [text(row) for row in written] == ["e"] * len(prompts)
