@@ -93,8 +93,8 @@ def save_to_preset(self, folder, **card):
         ValueError: for a folder that is in use.
 
     Example:
-        classifier.save_to_preset("my-classifier")
-        classifier = kgpt.TextClassifier.from_preset("my-classifier")
+        lm.save_to_preset("my-model")
+        lm = kgpt.CausalLM.from_preset("my-model")
     """
     from kgpt.convert import presets
 
