@@ -91,6 +91,7 @@ def main():
     # The model.
     backbone = kgpt.GPTBackbone.from_preset(
         arguments.preset,
+        load_weights=False,
         vocabulary_size=tokenizer.vocabulary_size,
         max_sequence_length=arguments.sequence_length,
         dropout=0.0,

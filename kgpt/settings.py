@@ -52,7 +52,8 @@ def fastest_settings(backend: str | None = None) -> Settings:
         settings = kgpt.recipes.fastest_settings(keras.config.backend())
         keras.config.set_dtype_policy(settings.dtype)
         backbone = kgpt.GPTBackbone.from_preset(
-            "gpt_mini", load_weights=False,
+            "gpt_mini",
+            load_weights=False,
             vocabulary_size=tokenizer.vocabulary_size,
             attention_dropout=settings.attention_dropout,
         )

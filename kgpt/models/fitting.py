@@ -49,7 +49,9 @@ def fit(
     _compile_if_needed(self)
     has_order = kind_of(x) not in (None, "a PyDataset")
     split = validation_split or None
-    given = {"batch_size": batch_size, "shuffle": shuffle if has_order else None}
+    # Only batches of kgpt.data may be shuffled although the argument says False.
+    acts = not has_order or (shuffle is False and not isinstance(x, ResumableBatches))
+    given = {"batch_size": batch_size, "shuffle": None if acts else shuffle}
     refuse_beside_batches(x, y=y, sample_weight=sample_weight, **given, validation_split=split)
     if split and validation_data is None:
         split_data = split_texts if is_text(x) else train_validation_split

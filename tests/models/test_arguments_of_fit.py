@@ -154,7 +154,7 @@ class TestBesideBatches:
             {"sample_weight": np.ones(6)},
             {"batch_size": 3},
             {"validation_split": 0.5},
-            {"shuffle": False},
+            {"shuffle": True},
         ],
         ids=str,
     )
@@ -163,6 +163,11 @@ class TestBesideBatches:
         for data in (make_data(), generator(*make_arrays())):
             with pytest.raises(ValueError, match=f"{name} has no effect beside"):
                 make_classifier().fit(data, **arguments, verbose=0)
+
+    def test_batches_in_their_own_order_may_be_said_not_to_be_shuffled(self):
+        with pytest.raises(ValueError, match="shuffle has no effect beside"):
+            make_classifier().fit(make_data(), shuffle=False)
+        make_classifier().fit(generator(*make_arrays()), shuffle=False, verbose=0)
 
     @pytest.mark.parametrize("name", ["y", "sample_weight", "batch_size"])
     def test_what_has_no_effect_is_refused_in_evaluate(self, name):
