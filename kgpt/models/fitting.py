@@ -47,12 +47,11 @@ def fit(
     `compile()`.
     """
     _compile_if_needed(self)
-    has_order = kind_of(x) not in (None, "a PyDataset")
-    split = validation_split or None
+    has_order, split = kind_of(x) not in (None, "a PyDataset"), validation_split or None
     # Only batches of kgpt.data may be shuffled although the argument says False.
     acts = not has_order or (shuffle is False and not isinstance(x, ResumableBatches))
-    given = {"batch_size": batch_size, "shuffle": None if acts else shuffle}
-    refuse_beside_batches(x, y=y, sample_weight=sample_weight, **given, validation_split=split)
+    given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
+    refuse_beside_batches(x, **given, validation_split=split, shuffle=None if acts else shuffle)
     if split and validation_data is None:
         split_data = split_texts if is_text(x) else train_validation_split
         (x, y, sample_weight), validation_data = split_data((x, y, sample_weight), split)
@@ -68,8 +67,8 @@ def fit(
     if validation_data is not None:
         validation = _validation(self, validation_data, batch_size, **options)
         options["validation_data"] = validation.data
-    steps = kwargs.get("steps_per_epoch")
-    data = by_update(training.data, _updates(self), batch_size, steps, shuffle)
+    batching = (batch_size, kwargs.get("steps_per_epoch"), shuffle)
+    data = by_update(training.data, _updates(self), *batching)
     try:
         with errors_of(training, validation), data as (x, y, sample_weight):
             options.update(shuffle=shuffle, sample_weight=sample_weight)
