@@ -116,7 +116,7 @@ def namespace(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(kgpt.data, "standard_library_files", lambda: files)
     policy = keras.config.dtype_policy()
     lm = make_lm(tokenizer)
-    inputs = {"token_ids": keras.Input((None,), dtype="int32")}
+    inputs = {"token_ids": keras.Input((None,), dtype="int32", name="token_ids")}
     embedded = keras.layers.Embedding(tokenizer.vocabulary_size, 5)(inputs["token_ids"])
     keras_model = keras.Model(inputs, keras.layers.Dense(tokenizer.vocabulary_size)(embedded))
     keras_model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
