@@ -1,3 +1,4 @@
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -27,6 +28,17 @@ REFERENCE_DATA = Path(
 def pytest_runtest_setup():
     """The same random numbers whichever tests ran before, in fixtures too."""
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_functions_end_with_their_file():
+    """Frees what a file's models compiled: thousands of programs exceed a process's memory maps."""
+    yield
+    gc.collect()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
