@@ -24,7 +24,7 @@ _FREE = ("dropout", "attention_dropout", "dtype", "name", "trainable")
 def load(cls, name, load_weights: bool, options: dict):
     """Returns what `from_preset` of a class returns."""
     if not isinstance(name, str | os.PathLike):
-        refuse("name", name, "a preset, a folder or a handle on the hub", error=TypeError)
+        refuse("name", name, "a preset, a folder or a handle on the hub")
     if not isinstance(load_weights, bool):
         refuse("load_weights", load_weights, "a bool")
     of_body, of_head = _parted(cls, options)
