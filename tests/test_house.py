@@ -22,7 +22,6 @@ BACKEND = (
     "data/batches.py",
     "data/sources.py",
     "data/text_sources.py",
-    "data/updates.py",
     "data/windows.py",
     "settings.py",
     "callbacks.py",

@@ -14,7 +14,40 @@ from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from kgpt.arguments import checked, is_int
 
 
-class ResumableBatches(DataAdapter):
+class PythonBatches(DataAdapter):
+    """Keras's data adapter of batches of arrays that a loop in Python makes.
+
+    A subclass defines `__iter__`, each call of which begins an epoch, and `num_batches`.
+    """
+
+    def get_numpy_iterator(self):
+        return iter(self)
+
+    def get_jax_iterator(self):
+        return iter(self)
+
+    def get_torch_dataloader(self):
+        return data_adapter_utils.get_torch_dataloader(self)
+
+    def get_tf_dataset(self):
+        import tensorflow as tf
+
+        _end_iterators_at_exit()
+        signature = keras.tree.map_structure(
+            lambda array: tf.TensorSpec(self._varying_shape(array), array.dtype),
+            self._first_batch(),
+        )
+        return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
+
+    def _first_batch(self) -> tuple:
+        return next(iter(self))
+
+    def _varying_shape(self, array: np.ndarray) -> tuple:
+        """Returns the shape of an array of a batch, None where batches differ."""
+        return (None, *array.shape[1:])
+
+
+class ResumableBatches(PythonBatches):
     """Batches numbered through all passes, for `fit`, `evaluate`, `predict` or a loop.
 
     Batch `n` is batch `n % len()` of pass `n // len()` and depends on nothing else. An iteration
@@ -162,26 +195,11 @@ class ResumableBatches(DataAdapter):
 
     # === Keras's data adapter ===
 
-    def get_numpy_iterator(self):
-        return iter(self)
-
-    def get_jax_iterator(self):
-        return iter(self)
-
-    def get_torch_dataloader(self):
-        return data_adapter_utils.get_torch_dataloader(self)
-
-    def get_tf_dataset(self):
-        import tensorflow as tf
-
-        _end_iterators_at_exit()
+    def _first_batch(self):  # an iteration would count it
         batches = self._batches_from(self._next_batch)
         example = next(batches)
         batches.close()
-        signature = keras.tree.map_structure(
-            lambda array: tf.TensorSpec(self._varying_shape(array), array.dtype), example
-        )
-        return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
+        return example
 
     def on_epoch_begin(self):
         if self._updates is not None:

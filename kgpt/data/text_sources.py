@@ -1,9 +1,9 @@
 """Texts as `fit`, `evaluate` and `predict` take them: columns, and `tf.data` of strings."""
 
 import numpy as np
-from keras.src.trainers.data_adapters import data_adapter_utils, is_tf_dataset
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters import is_tf_dataset
 
+from kgpt.data.batches import PythonBatches
 from kgpt.data.columns import check_columns
 
 _COLUMNS = (list, tuple, np.ndarray)
@@ -69,7 +69,7 @@ def split_texts(data: tuple, fraction: float) -> tuple[tuple, tuple]:
     )
 
 
-class TextDataset(DataAdapter):
+class TextDataset(PythonBatches):
     """A `tf.data.Dataset` of batches of strings, encoded batch by batch.
 
     Args:
@@ -89,26 +89,9 @@ class TextDataset(DataAdapter):
             x = columns[0] if len(columns) == 1 else tuple(columns)
             yield self._encode(x, *others, *[None] * (2 - len(others))).in_order()
 
-    def get_numpy_iterator(self):
-        return iter(self)
-
-    def get_jax_iterator(self):
-        return iter(self)
-
-    def get_torch_dataloader(self):
-        return data_adapter_utils.get_torch_dataloader(self)
-
-    def get_tf_dataset(self):
-        import keras
-        import tensorflow as tf
-
-        def spec(array):
-            inputs = array.dtype.kind in "ib" and array.ndim > 1
-            varying = (None, *array.shape[1:-1], None) if inputs else (None, *array.shape[1:])
-            return tf.TensorSpec(varying, array.dtype)
-
-        signature = keras.tree.map_structure(spec, next(iter(self)))
-        return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
+    def _varying_shape(self, array):
+        is_input = array.dtype.kind in "ib" and array.ndim > 1
+        return (None, *array.shape[1:-1], None) if is_input else super()._varying_shape(array)
 
     @property
     def num_batches(self):

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
-from keras.src.trainers.data_adapters import data_adapter_utils, get_data_adapter
+from keras.src.trainers.data_adapters import get_data_adapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
-from kgpt.data.batches import ResumableBatches
+from kgpt.data.batches import PythonBatches, ResumableBatches
 from kgpt.data.sources import kind_of
 
 SHARE = "update_share"
@@ -58,7 +58,7 @@ class Updates:
             size, skip = self.batches_per_update, 0
 
 
-class ArraysByUpdate(DataAdapter):
+class ArraysByUpdate(PythonBatches):
     """Keras's adapter of arrays, whose batches have their shares.
 
     Args:
@@ -75,24 +75,6 @@ class ArraysByUpdate(DataAdapter):
 
     def on_epoch_begin(self):
         self._updates.begin_epoch()
-
-    def get_numpy_iterator(self):
-        return iter(self)
-
-    def get_jax_iterator(self):
-        return iter(self)
-
-    def get_torch_dataloader(self):
-        return data_adapter_utils.get_torch_dataloader(self)
-
-    def get_tf_dataset(self):
-        import tensorflow as tf
-
-        example = next(iter(self))
-        signature = keras.tree.map_structure(
-            lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), example
-        )
-        return tf.data.Dataset.from_generator(self.__iter__, output_signature=signature)
 
     @property
     def num_batches(self):
