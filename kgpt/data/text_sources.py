@@ -82,16 +82,22 @@ class TextDataset(PythonBatches):
         self._dataset, self._encode = dataset, encode
 
     def __iter__(self):
+        return (batches.in_order() for batches in self._encoded())
+
+    def _encoded(self):
         for batch in self._dataset.as_numpy_iterator():
             x, *others = batch if isinstance(batch, tuple) else (batch,)
             columns = [_decoded(column) for column in (x if isinstance(x, tuple) else (x,))]
             others = [None if column is None else _decoded(column) for column in others]
             x = columns[0] if len(columns) == 1 else tuple(columns)
-            yield self._encode(x, *others, *[None] * (2 - len(others))).in_order()
+            yield self._encode(x, *others, *[None] * (2 - len(others)))
+
+    def _first_batch(self):
+        self._first = next(self._encoded())
+        return self._first.in_order()
 
     def _varying_shape(self, array):
-        is_input = array.dtype.kind in "ib" and array.ndim > 1
-        return (None, *array.shape[1:-1], None) if is_input else super()._varying_shape(array)
+        return self._first._varying_shape(array)
 
     @property
     def num_batches(self):

@@ -250,3 +250,16 @@ def test_a_model_that_is_not_compiled_trains_with_its_defaults():
     model.fit(TEXTS, LABELS, verbose=0)
 
     assert isinstance(model.optimizer, kgpt.recipes.AdamW)
+
+
+def test_a_language_model_reads_tf_data_of_strings_of_any_lengths():
+    import tensorflow as tf
+
+    backbone = kgpt.GPTBackbone(TOKENIZER.vocabulary_size, 1, 1, 4, 4, 0.0, 64)
+    lm = kgpt.CausalLM(backbone, tokenizer=TOKENIZER)
+    lm.compile(keras.optimizers.SGD(0.0), **QUICK)
+    texts = ["ab", "c", "d" * 40, "efg"]
+
+    figures = lm.evaluate(tf.data.Dataset.from_tensor_slices(texts).batch(2), verbose=0)
+
+    np.testing.assert_allclose(figures, lm.evaluate(texts, verbose=0), rtol=1e-5)
