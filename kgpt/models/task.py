@@ -276,13 +276,15 @@ class Task(WholeModel, keras.Model):
         return loss * ops.divide_no_nan(ops.sum(share), rows)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if self._compile_metrics is None:  # the own ones are updated with the loss
+            return super().compute_metrics(x, y, y_pred, sample_weight)
         x = self.standardize_inputs(take_share(x)[0])
         _, training = _step.get()
         class_weight = self._class_weight if training else None
         y, sample_weight, _ = self.weigh(x, y, sample_weight, class_weight)
         if self._in_own_step:
             _, y_pred = y_pred
-        if self._uses_own_loss and self._compile_metrics is not None:
+        if self._uses_own_loss:
             y, y_pred = self.metric_targets(x, y, y_pred, sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
