@@ -333,7 +333,7 @@ def checked(function=None, *, passes_on=None, **rules):
     if function is None:
         return functools.partial(checked, passes_on=passes_on, **rules)
     signature = inspect.signature(function)
-    own = _named(signature)
+    own = named_parameters(signature)
     by_place = inspect.Parameter.POSITIONAL_OR_KEYWORD
     positional = [name for name, one in signature.parameters.items() if one.kind == by_place]
     known = {**_further(signature, passes_on), **own}
@@ -357,7 +357,7 @@ def checked(function=None, *, passes_on=None, **rules):
     return with_checks
 
 
-def _named(signature) -> dict:
+def named_parameters(signature) -> dict:
     """Returns the parameters that have a name of their own, `self` and `cls` left out."""
     several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return {
@@ -374,9 +374,9 @@ def _further(signature, passes_on) -> dict:
     if passes_on is None:
         return dict.fromkeys(("name", "trainable"))
     if inspect.isclass(passes_on):
-        return _named(inspect.signature(passes_on.__init__))
+        return named_parameters(inspect.signature(passes_on.__init__))
     # A function's first argument is the model, which is not passed on.
-    return dict(list(_named(inspect.signature(passes_on)).items())[1:])
+    return dict(list(named_parameters(inspect.signature(passes_on)).items())[1:])
 
 
 def _as_called(function, args, known) -> tuple:
@@ -384,7 +384,7 @@ def _as_called(function, args, known) -> tuple:
     if function.__name__ != "__init__":
         return function.__qualname__, known
     derived = type(args[0])
-    return derived.__name__, {**_named(inspect.signature(derived.__init__)), **known}
+    return derived.__name__, {**named_parameters(inspect.signature(derived.__init__)), **known}
 
 
 def _may_be_none(parameter) -> bool:

@@ -1,14 +1,17 @@
 """Presets as keras-hub has them: a name, a folder or a handle on the hub -> a model, and back."""
 
+import contextlib
 import difflib
 import inspect
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import keras
 
-from kgpt.arguments import check_keywords, refuse
+from kgpt.arguments import check_keywords, named_parameters, refuse
+from kgpt.console import show
 from kgpt.convert import configs
 from kgpt.convert.huggingface import backbone_options_in, from_huggingface, to_huggingface
 from kgpt.convert.model_card import model_card
@@ -97,15 +100,12 @@ def _with_head(cls, body, of_head):
 
 def _parted(cls, options) -> tuple[dict, dict]:
     """Returns the options of the body and those of the head; what both have is the head's."""
-    body = [p for p in inspect.signature(GPTBackbone.__init__).parameters if p != "self"]
-    body = [p for p in body if p != "kwargs"] + ["name", "trainable"]
-    if issubclass(cls, GPTBackbone):
-        head = []
-    else:
-        head = [
-            p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "kwargs")
-        ]
-        head = [p for p in head if p != "backbone"] + ["name", "trainable"]
+    further = ["name", "trainable"]
+    body = [*named_parameters(inspect.signature(GPTBackbone.__init__)), *further]
+    head = []
+    if not issubclass(cls, GPTBackbone):
+        named = named_parameters(inspect.signature(cls.__init__))
+        head = [*(name for name in named if name != "backbone"), *further]
     known = [*head, *(p for p in body if p not in head)]
     unknown = [name for name in options if name not in known]
     if unknown:
@@ -115,9 +115,9 @@ def _parted(cls, options) -> tuple[dict, dict]:
 
 
 def _refuse_name(name):
-    names = {re.sub(r"_base_en$|_en$", "", key): key for key in PRESETS}
-    near = difflib.get_close_matches(str(name).replace("-", "_").removesuffix("_base_en"), names, 1)
-    hint = f"Did you mean {names[near[0]]!r}? " if near else ""
+    meant = str(name).replace("-", "_").removesuffix("_base_en")  # as keras-hub has it
+    near = difflib.get_close_matches(meant, PRESETS, 1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
     if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         hint = f"Did you mean 'hf://{name}'? "
     raise ValueError(
@@ -126,21 +126,17 @@ def _refuse_name(name):
     )
 
 
-class _hub_errors:  # noqa: N801
+@contextlib.contextmanager
+def _hub_errors(name):
     """Inside, what the hub can't give ends in one line that says how to bring the files."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        modules = ("huggingface_hub", "requests", "httpx", "urllib3")
-        if kind is None or not kind.__module__.startswith(modules):
-            return False
+    try:
+        yield
+    except Exception as error:
+        kind = type(error)
+        if not kind.__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
+            raise
         raise FileNotFoundError(
-            f"The files of {self.name!r} are not in the hub's cache, and the hub could not give "
+            f"The files of {name!r} are not in the hub's cache, and the hub could not give "
             f"them ({kind.__name__}). Bring the folder with config.json, model.safetensors and "
             "the tokenizer's files from a machine that is online, and pass its path."
         ) from None
@@ -159,14 +155,12 @@ def save(model, folder, **card):
         model.save(folder / _MODEL_FILE)
         if getattr(model, "tokenizer", None) is not None:
             model.tokenizer.save(folder / "tokenizer.json")
-        print(f"Written as {_MODEL_FILE}, since transformers has no place for it: {reason}")
+        show(f"Written as {_MODEL_FILE}, since transformers has no place for it: {reason}")
     model_card(model, folder, **card)
 
 
 def push(model, repo_id, private, token, card) -> str:
     """Uploads what `save` writes, and returns the address."""
-    import tempfile
-
     hub = import_extra("huggingface_hub")
     api = hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as parent:

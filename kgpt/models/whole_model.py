@@ -4,7 +4,7 @@ import functools
 
 import keras
 
-from kgpt.models import presets
+from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
 
 
 class WholeModel:
@@ -61,10 +61,10 @@ class WholeModel:
                     )
                 )
 
-    from_preset = classmethod(presets.from_preset)
-    save_to_preset = presets.save_to_preset
-    push_to_hub = presets.push_to_hub
-    presets = classmethod(presets.preset_names)
+    from_preset = classmethod(from_preset)
+    presets = classmethod(preset_names)
+    save_to_preset = save_to_preset
+    push_to_hub = push_to_hub
 
     def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
         """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""
