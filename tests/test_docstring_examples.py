@@ -168,9 +168,8 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
     code = BLOCKS[name]
     for package in re.findall(r"^import (\w+)$", code, re.M):
         pytest.importorskip(package, reason=f"the example imports {package}")
-    if "to_huggingface" in code:
+    if re.search("to_huggingface|save_to_preset|push_to_hub|model_card", code):
         pytest.importorskip("safetensors", reason="the extra `hub`")
-    if "model_card" in code:
         pytest.importorskip("huggingface_hub", reason="the extra `hub`")
     if "read_texts" in code:
         pytest.importorskip("pyarrow", reason="the extra `tables`")
