@@ -1,4 +1,4 @@
-"""How well kgpt uses an accelerator, beside keras-hub: training, generation and fine-tuning.
+"""How well kgpt uses an accelerator, beside its peers: training, generation and fine-tuning.
 
     KERAS_BACKEND=jax python benchmarks/gpu.py    # or torch; nothing comes from the network
     KERAS_BACKEND=jax python benchmarks/gpu.py --cpu-test
@@ -6,7 +6,8 @@
 GPT-2's shapes at context 1024. Training and fine-tuning are measured with the default dropout of
 0.1, with `attention_dropout=0` beside it, and without dropout; the table says which attention
 kgpt computes there: fused (the backend's kernel), tiled or reference. `kgpt` has its own loss,
-which never holds all logits, `kgpt_full_logits` and keras-hub have Keras's; memory is the device's
+which never holds all logits, `kgpt_full_logits` and keras-hub have Keras's; transformers (on torch
+alone) trains in a plain loop under autocast, with and without torch.compile. Memory is the device's
 peak. The limit of training and fine-tuning is the matrix-product rate measured in the same run in
 bfloat16 (so the share is MFU), that of generation the memory bandwidth. A case that does not fit is
 tried with half the batch. Writes `results/gpu.json` and `results/gpu.png`, and prints a table.
@@ -43,8 +44,8 @@ def make_cases(options):
     mixed = {"dtype": "mixed_bfloat16", "jit_compile": True if options.jit_compile else "auto"}
     for name, size in sizes.items():
         for words, dropout in DROPOUTS.items():
-            for implementation in ("kgpt", "kgpt_full_logits", "keras_hub"):
-                if implementation == "keras_hub" and "attention_dropout" in dropout:
+            for implementation in ("kgpt", "kgpt_full_logits", "keras_hub", *options.peers):
+                if not implementation.startswith("kgpt") and "attention_dropout" in dropout:
                     continue  # it has one rate for all
                 spec = {"task": "train", "implementation": implementation, "size": size, **mixed}
                 spec.update(steps=options.steps, **dropout)
@@ -94,6 +95,8 @@ def look_at_limits(backend, options):
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--cases", nargs="+", default=[""], help="words of the cases to measure")
+    parser.add_argument("--implementations", nargs="+", help="which to measure; all by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="training steps in a round")
     parser.add_argument("--generation-dtype", default="bfloat16")
@@ -123,7 +126,12 @@ def main():
     path = options.results / "gpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
+    options.peers = ("transformers", "transformers_compiled") if backend == "torch" else ()
     for label, unit, spec in make_cases(options):
+        if not any(words in label for words in options.cases):
+            continue
+        if options.implementations and spec["implementation"] not in options.implementations:
+            continue
         row = measure(label, unit, spec, backend, options)
         rows.append(row)
         alike = [one for one in rows if one["case"] == label]

@@ -185,7 +185,8 @@ def fit(model, x, y, batch):
 def transformers_trainer(spec):
     import torch
 
-    model = make_transformers(spec).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = make_transformers(spec).train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.01, fused=True)
     is_mixed = spec["dtype"] != "float32"
     batch = spec["size"]["batch"]
@@ -201,8 +202,8 @@ def transformers_trainer(spec):
         ends = []
         arrays = [torch.tensor(a).long().split(batch) for a in random_windows(spec, steps * batch)]
         for token_ids, targets in zip(*arrays, strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
-                loss = loss_of(token_ids, targets)
+            with torch.autocast(device, torch.bfloat16, enabled=is_mixed):
+                loss = loss_of(token_ids.to(device), targets.to(device))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -255,17 +256,15 @@ def check_same_work(size, parameters, initial_loss):
 
 def peak_mb():
     """The most memory so far: of the accelerator, if there is one, else of the process."""
-    if "jax" in sys.modules:
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    if os.environ.get("KERAS_BACKEND") == "jax" and "jax" in sys.modules:
         import jax
 
         statistics_ = jax.local_devices()[0].memory_stats()
         if statistics_ and jax.default_backend() != "cpu":
             return statistics_["peak_bytes_in_use"] / 1e6
-    if "torch" in sys.modules:
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 1e6
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

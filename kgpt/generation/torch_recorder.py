@@ -54,13 +54,18 @@ def _record_once(step, inputs, new_slots, seen):
     """Returns the operations of one call as a function of the flat list of `inputs`."""
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    # cuDNN's kernel returns sizes, which no record holds.
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
     def flat_step(*tensors):
         inner = tree.pack_sequence_as(inputs, tensors)
         return tuple(tree.flatten(step(*inner, new_slots, seen)))
 
     tensors = tree.flatten(inputs)
-    module = make_fx(flat_step)(*tensors)
+    with sdpa_kernel(kernels):
+        module = make_fx(flat_step)(*tensors)
     copies = torch.ops.aten.index_copy.default
     for node in module.graph.find_nodes(op="call_function", target=copies):
         node.target = torch.ops.aten.index_copy_.default

@@ -105,3 +105,18 @@ def test_a_recorded_step_writes_into_the_cache_that_it_is_given(backbone, a_step
 
     changed = [x != old for x, old in zip(tree.flatten(cache["layers"]), before, strict=True)]
     assert all(x[:, :, 6].any() and not x[:, :, 7:].any() for x in changed)
+
+
+def test_a_step_is_recorded_with_kernels_that_a_record_can_hold(a_step, backbone):
+    import torch
+
+    def spy(*inputs):
+        found.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return a_step(*inputs)
+
+    found, was_enabled = [], torch.backends.cuda.cudnn_sdp_enabled()
+    with torch.inference_mode():
+        record(spy)(ops.full((2, 1), 3, "int32"), prompts(backbone, 2), 6, NEW_SLOTS)
+
+    assert found == [False]  # cuDNN's returns sizes beside tensors
+    assert torch.backends.cuda.cudnn_sdp_enabled() == was_enabled
