@@ -244,10 +244,10 @@ def check_same_work(size, parameters, initial_loss):
     """Raises ValueError if the model is another one, or its loss another mean.
 
     States of unit variance and embeddings of N(0, 0.02) make logits of variance 0.02^2 width, and
-    these an expected loss of ln V + variance / 2.
+    these an expected loss of ln V + variance / 2. keras-hub's are N(0, 0.01): 1% less for GPT-2.
     """
     expected = math.log(size["vocabulary"]) + 0.02**2 * size["width"] / 2
-    if parameters != limits.count_parameters(size) or abs(initial_loss / expected - 1) > 0.01:
+    if parameters != limits.count_parameters(size) or abs(initial_loss / expected - 1) > 0.02:
         raise ValueError(
             f"Not the same work: {parameters} parameters and a first loss of {initial_loss:.4f}, "
             f"expected {limits.count_parameters(size)} and {expected:.4f}."

@@ -7,6 +7,7 @@ own place in the word.
 import keras_hub
 import numpy as np
 import pytest
+from keras import ops
 
 import kgpt
 from kgpt.generation.compiled import functions_for
@@ -78,7 +79,7 @@ def test_nothing_is_written_past_the_stop(speller, sampler, prompts):
 
     tokens, _ = functions.complete(states, 10, token_ids, lengths, none_finished, 9, stops, 0)
 
-    written = [row[row >= 0] for row in np.array(tokens)[:, 16:]]
+    written = [row[row >= 0] for row in ops.convert_to_numpy(tokens)[:, 16:]]
     assert [text(row) for row in written] == ["e"] * len(prompts)
 
 

@@ -53,7 +53,7 @@ def test_recorded_steps_give_what_the_step_gives(backbone, a_step, passes, rows,
             found = recorded(token_ids, other, slot, NEW_SLOTS)
             cache, other = expected[2], found[2]
             for one, two in zip(expected[:2], found[:2], strict=True):
-                np.testing.assert_allclose(two.numpy(), one.numpy(), atol=1e-5)
+                np.testing.assert_allclose(two.cpu(), one.cpu(), atol=1e-5)
 
     assert len(passes) == len(SLOTS) + records
 
@@ -75,7 +75,7 @@ def test_a_recorded_step_of_rotary_positions_turns_each_position_by_its_own_angl
             token_ids = ops.full((2, 1), slot, "int32")
             expected, _, cache = a_step(token_ids, cache, slot, NEW_SLOTS)
             found, _, other = recorded(token_ids, other, slot, NEW_SLOTS)
-            np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+            np.testing.assert_allclose(found.cpu(), expected.cpu(), atol=1e-5)
 
 
 def test_rows_of_a_cache_that_share_memory_are_written_apart(backbone, a_step):
@@ -91,7 +91,7 @@ def test_rows_of_a_cache_that_share_memory_are_written_apart(backbone, a_step):
         found = recorded(token_ids, shared, 6, NEW_SLOTS)
 
     for one, two in zip(tree.flatten(expected), tree.flatten(found), strict=True):
-        np.testing.assert_allclose(two.numpy(), one.numpy(), atol=1e-5)
+        np.testing.assert_allclose(two.cpu(), one.cpu(), atol=1e-5)
 
 
 def test_a_recorded_step_writes_into_the_cache_that_it_is_given(backbone, a_step):

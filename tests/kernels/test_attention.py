@@ -186,7 +186,9 @@ CASES = [
 ]
 
 
-def test_on_a_cpu_tiles_are_chosen_where_pytorch_has_no_kernel():
+def test_on_a_cpu_tiles_are_chosen_where_pytorch_has_no_kernel(monkeypatch):
+    monkeypatch.setattr(platform, "device", lambda: "cpu")
+
     found = [choice(dtype="bfloat16", **case) for case in CASES]
 
     assert found == CPU[keras.config.backend()]
