@@ -115,7 +115,9 @@ def _make_step(run_step, sampler, vocabulary, options):
             filters, `(batch,)`, or (); `tokens` with the next ones; and the cache.
         """
         slot, prompt_slots = ops.cast(slot, "int32"), tokens.shape[1] - new_slots
-        all_logits, _, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
+        all_logits, _, cache = run_step(
+            ops.take(tokens, slot, axis=1)[:, None], cache, slot, new_slots
+        )
         logits = all_logits[:, :vocabulary]
         if options.has_early:
             logits = ban_stops(logits, stops, slot - prompt_slots + 1 < early)
@@ -233,7 +235,9 @@ def _make_search(backbone, sampler, run_step, vocabulary):
 
         def next_logits(tokens, cache, index):
             slot = ops.cast(index - 1, "int32")
-            logits, h, cache = run_step(tokens[:, slot][:, None], cache, slot, new_slots)
+            logits, h, cache = run_step(
+                ops.take(tokens, slot, axis=1)[:, None], cache, slot, new_slots
+            )
             logits = logits[:, :vocabulary]
             if stops.shape[0]:
                 logits = _stay_at_stop(logits, tokens, mask, stops)

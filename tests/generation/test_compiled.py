@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import keras_hub
 import numpy as np
@@ -87,3 +92,23 @@ def test_the_loop_ends_when_all_rows_have_stopped_or_have_all_they_may(lm):
     assert slots_written(6, []) == [6, 6, 6]
     assert slots_written(8, [row[2] for row in free]) == [3, 3, 3]
     assert slots_written(8, [row[0] for row in free]) == [1, 1, 1]
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow writes its programs")
+def test_xla_compiles_one_step_for_all_slots(tmp_path):
+    options = "top_p=0.9, repetition_penalty=1.2, no_repeat_ngram_size=2, min_new_tokens=2"
+    script = (
+        "from full_passes import make_lm; "
+        f"print(*make_lm().generate([3, 1], 9, stream=True, stop_token_ids=5, {options}))"
+    )
+    dump = {"XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"}
+
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **dump},
+        cwd=Path(__file__).parent,
+        check=True,
+    )
+
+    programs = [path.name for path in tmp_path.glob("*.before_optimizations.txt")]
+    assert sum("next_tokens" in name for name in programs) == 1
