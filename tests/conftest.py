@@ -30,11 +30,21 @@ def pytest_runtest_setup():
     keras.utils.set_random_seed(0)
 
 
+def pytest_collection_finish():
+    freeze_garbage()
+
+
+def freeze_garbage():
+    """Leaves what was imported out of later collections, of which Keras makes many."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_functions_end_with_their_file():
     """Frees what a file's models compiled: thousands of programs exceed a process's memory maps."""
     yield
-    gc.collect()
+    freeze_garbage()
     if keras.backend.backend() == "jax":
         import jax
 

@@ -1,6 +1,7 @@
 """What Keras does with a model as a whole, where its own way would lose the model's class."""
 
 import functools
+import gc
 
 import keras
 
@@ -65,6 +66,13 @@ class WholeModel:
     presets = classmethod(preset_names)
     save_to_preset = save_to_preset
     push_to_hub = push_to_hub
+
+    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+        gc.freeze()  # Keras collects garbage after each matrix: all that was imported takes a while
+        try:
+            super().quantize(mode, config=config, filters=filters, **kwargs)
+        finally:
+            gc.unfreeze()
 
     def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
         """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""
