@@ -27,15 +27,6 @@ KINDS = ["gpt2", "openai-gpt"]
 
 
 @pytest.fixture(scope="module")
-def transformers():
-    reason = "transformers and torch are the reference of these tests"
-    pytest.importorskip("torch", reason=reason)
-    transformers = pytest.importorskip("transformers", reason=reason)
-    transformers.logging.set_verbosity_error()
-    return transformers
-
-
-@pytest.fixture(scope="module")
 def token_ids():
     return np.random.default_rng(0).integers(0, VOCABULARY - 1, (4, LENGTH))
 

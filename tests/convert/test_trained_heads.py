@@ -14,15 +14,6 @@ pytest.importorskip("safetensors", reason="the extra `hub`")
 TEXTS = ["the cat sat on the mat", "didn't it?", "the dog did not sit"]
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    reason = "transformers and torch are the reference of these tests"
-    pytest.importorskip("torch", reason=reason)
-    transformers = pytest.importorskip("transformers", reason=reason)
-    transformers.logging.set_verbosity_error()
-    return transformers
-
-
 def make_backbone(norm_first, **options):
     keras.utils.set_random_seed(0)
     sizes = {"num_layers": 2, "num_heads": 3, "hidden_dim": 12, "max_sequence_length": 11}
