@@ -353,6 +353,15 @@ def test_log_probabilities_are_the_models_own_whatever_the_filters(lm, sampler):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_log_probabilities_are_the_scores_of_the_same_tokens(lm):
+    options = {"return_log_probabilities": True, "return_prompt": False, "seed": 0}
+
+    rows, found = lm.generate(RAGGED, 9, top_p=0.9, repetition_penalty=1.5, **options)
+
+    scores = lm.score(rows, prompts=RAGGED, reduction="none")
+    np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-5)
+
+
 def test_log_probabilities_are_among_all_tokens_of_a_model_with_more_than_its_tokenizer(text_lm):
     text, scores = text_lm.generate("the", 4, sampler="greedy", return_log_probabilities=True)
 

@@ -61,6 +61,17 @@ def test_tokens_score_as_in_transformers(norm_first):
         np.testing.assert_allclose(scores, theirs.numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_tokens_score_as_in_keras_hub(lm):
+    theirs = kgpt.to_keras_hub(lm)
+    rows = np.random.default_rng(0).integers(0, TOKENIZER.vocabulary_size, (5, WINDOW))
+
+    found = lm.score(rows, reduction="none")
+
+    token_ids, targets = map(keras.ops.convert_to_tensor, (rows, np.roll(rows, -1, axis=1)))
+    losses = theirs.score(token_ids, scoring_mode="loss", target_ids=targets)
+    np.testing.assert_allclose(found, -to_numpy(losses)[:, :-1], rtol=1e-5, atol=1e-5)
+
+
 def test_scores_are_sums_or_means_of_the_tokens(lm):
     texts = ["abc", "hello there"]
     tokens = lm.score(texts, reduction="none")
