@@ -13,12 +13,11 @@ import pytest
 
 import kgpt
 from kgpt.convert.weights import named_weights
+from kgpt.models.presets import HUB
 
 PACKAGE = Path(kgpt.__file__).parent
 ROOT = PACKAGE.parent
 TEXT = "def main(arguments):\n    return Hello world\n\n" * 400
-# What an example's imports need, beyond the first install.
-PACKAGES = ("onnxruntime", "transformers", "keras_hub")
 
 
 # === The blocks ===
@@ -67,13 +66,14 @@ def make_lm(tokenizer, **options):
 def write_files(folder, tokenizer):
     """The files that examples read, in small."""
     (folder / "books").mkdir()
-    for i in range(100):
+    for i in range(30):
         text = f"{i} Hello world\n" * 20 + TEXT[: 10 * i]
         (folder / "books" / f"{i}.txt").write_text(text)
     tokens = np.array((tokenizer.encode(TEXT) * 10)[: 32 * 256 + 1], "uint16")
     for name in ("train.npy", "corpus/train.npy"):
         (folder / name).parent.mkdir(exist_ok=True)
         np.save(folder / name, tokens)
+    np.save(folder / "small.npy", tokens[: 4 * 256 + 1])
     with gzip.open(folder / "reviews.csv.gz", "wt") as file:
         file.write("review\n" + "a fine film\n" * 300)
 
@@ -123,8 +123,8 @@ def namespace(tmp_path, tokenizer, monkeypatch):
     yield {
         **{"keras": keras, "kgpt": kgpt, "np": np, "Path": Path},
         **{"tokenizer": tokenizer, "lm": lm, "backbone": lm.backbone, "keras_model": keras_model},
-        "train": kgpt.data.windows("train.npy", 256, 32, seed=0),
-        "valid": kgpt.data.windows("train.npy", 256, 32),
+        "train": kgpt.data.windows("small.npy", 256, 4, seed=0),
+        "valid": kgpt.data.windows("small.npy", 256, 4),
         "token_ids": np.array([tokenizer.encode("Hello world")]),
         **{"texts": ["a fine film", "a dull one"], "labels": [0, 1]},
         **{"contexts": ["The sky is", "Snow is"], "choices": [["blue.", "loud."]] * 2},
@@ -138,10 +138,12 @@ def stand_ins(tokenizer, tmp_path, monkeypatch):
     """What examples download, in small: a function that is called with their code."""
 
     def make(code):
-        if "kgpt.from_huggingface(" in code:
+        names = re.findall(r'from_huggingface\("(.*?)"', code)
+        names += [HUB[name] for name in re.findall(r'from_preset\("(gpt[12])"\)', code)]
+        if names:
             hub = pytest.importorskip("huggingface_hub", reason="the extra `hub`")
             pytest.importorskip("safetensors", reason="the extra `hub`")
-            for name in re.findall(r'from_huggingface\("(.*?)"', code):
+            for name in names:
                 options = {} if "gpt2" in name else {"norm_first": False}
                 kgpt.to_huggingface(make_lm(tokenizer, **options), tmp_path / "hub" / name)
             monkeypatch.setattr(
@@ -175,6 +177,8 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
         pytest.importorskip("pyarrow", reason="the extra `tables`")
     if 'format="onnx"' in code and keras.config.backend() == "jax":
         pytest.skip("the jax backend exports no ONNX")
+    if 'format="litert"' in code and keras.config.backend() != "tensorflow":
+        pytest.skip("LiteRT is exported on the TensorFlow backend")
     stand_ins(code)
 
     exec(compile(code, name, "exec"), namespace)

@@ -1,4 +1,4 @@
-"""What `to_huggingface` writes, opened by other programs: the same greedy tokens."""
+"""What `to_huggingface` writes, opened by other programs: the same greedy tokens and classes."""
 
 import keras
 import numpy as np
@@ -64,6 +64,26 @@ def test_the_pipeline_of_transformers_writes_the_same_tokens(lm, folder, expecte
     [output] = pipeline(PROMPT, do_sample=False, max_new_tokens=NEW_TOKENS)
 
     assert output["generated_text"] == PROMPT + lm.tokenizer.decode(expected)
+
+
+def test_the_pipeline_of_transformers_classifies_texts_between_our_tokens(lm, tmp_path):
+    classifier = kgpt.TextClassifier(lm.backbone, class_names=["no", "yes"], tokenizer=lm.tokenizer)
+    rng = np.random.default_rng(0)
+    for weight in classifier.output_projection.weights:
+        weight.assign(0.1 * rng.normal(size=weight.shape))
+    to_huggingface(classifier, tmp_path / "classifier")
+    pipeline = transformers.pipeline(
+        "text-classification", model=str(tmp_path / "classifier"), device="cpu"
+    )
+    texts = ["the cat", "the dog sat on"]
+
+    found = pipeline([f"<|start|>{text}<|classify|>" for text in texts], top_k=None)
+
+    expected = classifier.predict_text(texts, probabilities=True)
+    found = [{label["label"]: label["score"] for label in labels} for labels in found]
+    found = [[scores["no"], scores["yes"]] for scores in found]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
 
 
 @pytest.mark.parametrize("quantization", ["float32", "int8"])
