@@ -165,10 +165,18 @@ _SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermedi
 _COUNTS = ("num_outputs", "num_sequences", "sequence_length", "batch_size", "steps", "rank")
 _FLAGS = (
     *("norm_first", "query_key_norm", "rotary_positions", "zero_init_residual"),
-    *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
+    *(
+        "learned_positions",
+        "both_orders",
+        "multi_label",
+        "probabilities",
+        "trainable",
+        "exact",
+        "repeat",
+    ),
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
-    "return_log_probabilities",
+    *("return_log_probabilities", "multi_label"),
     *("use_ema", "amsgrad"),
 )
 RULES = {
@@ -189,6 +197,8 @@ RULES = {
     "warmup": number("[0, 1]", "It is a share of the updates: for a count, try count / steps."),
     **dict.fromkeys(("dropout", "attention_dropout", "beta_1", "beta_2"), number("[0, 1)")),
     "validation_fraction": number("[0, 1)", "Try 0.05."),
+    "label_smoothing": number("[0, 1)", "0 is none."),
+    "threshold": number("(0, 1)", "It is a probability."),
     "layer_decay": number("(0, 1]", "Try 0.9."),
     **dict.fromkeys(("learning_rate", "layer_norm_epsilon", "alpha"), number("(0, inf)")),
     **dict.fromkeys(("final_learning_rate", "weight_decay", "lm_loss_weight"), number("[0, inf)")),
@@ -230,6 +240,8 @@ _FOREIGN = {
     "num_classes": ("num_labels",),
     "num_outputs": ("num_labels",),
     "class_names": ("id2label", "label2id"),
+    "multi_label": ("problem_type",),
+    "label_smoothing": ("label_smoothing_factor",),
     "lm_loss_weight": ("lm_coef",),
     "rank": ("r",),
     "alpha": ("lora_alpha",),

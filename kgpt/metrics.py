@@ -7,6 +7,8 @@ place for them: score predictions, or let `kgpt.callbacks.Scores` do it after ea
 import keras
 import numpy as np
 
+from kgpt.arguments import checked
+
 
 @keras.saving.register_keras_serializable(package="kgpt")
 class Perplexity(keras.metrics.Mean):
@@ -16,12 +18,38 @@ class Perplexity(keras.metrics.Mean):
         return keras.ops.exp(super().result())
 
 
-def classification_scores(labels, logits) -> dict[str, float]:
+@keras.saving.register_keras_serializable(package="kgpt")
+class MultiLabelF1(keras.metrics.F1Score):
+    """Keras's F1 of labels that are rows of 0 and 1, from the logits of a model.
+
+    Args:
+        num_classes: int.
+        average: "macro" for the mean over classes, "micro" for all labels together, "weighted"
+            for a mean by how often a class is right; None for an array, one for each class.
+        threshold: float in (0, 1). The probability above which a class is an answer.
+        name: str.
+        dtype: as for other metrics of Keras.
+    """
+
+    def __init__(self, num_classes, average="macro", threshold=0.5, name="f1", dtype=None):
+        super().__init__(average, threshold, name, dtype)
+        self.num_classes = num_classes
+        self._build((None, num_classes), (None, num_classes))  # a step on JAX makes no variables
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(y_true, keras.ops.sigmoid(y_pred), sample_weight)
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.num_classes}
+
+
+def classification_scores(labels, logits, sample_weight=None) -> dict[str, float]:
     """Returns accuracy, F1 and Matthews correlation (scikit-learn's).
 
     Args:
         labels: ints `(examples,)`: the right classes.
         logits: floats `(examples, classes)`, as from `predict`; the largest is what was predicted.
+        sample_weight: optional floats `(examples,)`.
 
     Returns:
         dict with `"accuracy"`, `"f1"` and `"matthews"`. F1 is that of class 1 if there are two
@@ -39,13 +67,56 @@ def classification_scores(labels, logits) -> dict[str, float]:
             "labels must have shape (examples,) and logits (examples, classes). "
             f"Received: shapes {labels.shape} and {logits.shape}."
         )
-    predicted = logits.argmax(axis=-1)
+    columns = {"y_true": labels, "y_pred": logits.argmax(axis=-1), "sample_weight": sample_weight}
     average = "binary" if logits.shape[1] == 2 else "macro"
     return {
-        "accuracy": float(metrics.accuracy_score(labels, predicted)),
-        "f1": float(metrics.f1_score(labels, predicted, average=average, zero_division=0)),
-        "matthews": float(metrics.matthews_corrcoef(labels, predicted)),
+        "accuracy": float(metrics.accuracy_score(**columns)),
+        "f1": float(metrics.f1_score(**columns, average=average, zero_division=0)),
+        "matthews": float(metrics.matthews_corrcoef(**columns)),
     }
+
+
+@checked
+def multi_label_scores(
+    labels, logits, threshold: float = 0.5, sample_weight=None
+) -> dict[str, float]:
+    """Returns F1 and mean average precision (scikit-learn's) where texts may be of several classes.
+
+    Args:
+        labels: `(examples, classes)`, 1 for each class that is right and else 0.
+        logits: floats of the same shape, as from `predict`.
+        threshold: float in (0, 1). The probability above which a class counts as predicted.
+        sample_weight: optional floats `(examples,)`.
+
+    Returns:
+        dict with `"f1"`, the mean over classes, `"micro_f1"`, that of all labels together, and
+        `"mean_average_precision"`: the mean over the classes that are right somewhere of the
+        average precision, the area under the steps of precision over recall.
+
+    Raises:
+        ValueError: for shapes that do not fit each other, and labels without a 1.
+
+    Example:
+        kgpt.metrics.multi_label_scores([[1, 0], [1, 1]], [[2.0, -1.0], [0.5, -0.2]])
+    """
+    from sklearn import metrics
+
+    labels, logits = np.asarray(labels), np.asarray(logits)
+    if logits.ndim != 2 or logits.shape != labels.shape or not labels.any():
+        raise ValueError(
+            "labels and logits must have one shape, (examples, classes), and labels a 1 somewhere. "
+            f"Received: shapes {labels.shape} and {logits.shape}, {int(labels.sum())} labels of 1."
+        )
+    weights = {"sample_weight": sample_weight}
+    predicted = logits > np.log(threshold / (1 - threshold))
+
+    def f1(average):
+        options = {"average": average, "zero_division": 0, **weights}
+        return float(metrics.f1_score(labels, predicted, **options))
+
+    occur = labels.any(axis=0)
+    precision = metrics.average_precision_score(labels[:, occur], logits[:, occur], **weights)
+    return {"f1": f1("macro"), "micro_f1": f1("micro"), "mean_average_precision": float(precision)}
 
 
 def regression_scores(targets, outputs) -> dict[str, float]:

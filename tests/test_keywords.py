@@ -106,6 +106,8 @@ FOREIGN = [
     ("TextClassifier", "preprocessor", "tokenizer"),
     ("TextClassifier", "num_labels", "num_classes"),
     ("TextClassifier", "id2label", "class_names"),
+    ("TextClassifier", "problem_type", "multi_label"),
+    ("TextClassifier", "label_smoothing_factor", "label_smoothing"),
     ("TextRegressor", "num_labels", "num_outputs"),
     ("enable_lora", "lora_alpha", "alpha"),
     ("DecoderBlock", "layer_norm_eps", "layer_norm_epsilon"),

@@ -79,12 +79,85 @@ def test_scores_of_several_outputs_are_averaged():
     assert metrics.regression_scores(targets, outputs)["spearman"] == pytest.approx(0.0)
 
 
+class TestMultiLabel:
+    LABELS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    LOGITS = np.array([[2, -1, 0], [0.5, 0.2, -1], [0.5, 0.2, -1], [-1, 3, -2], [-2, -3, 1]])
+    WEIGHTS = np.array([1.0, 2.0, 0.5, 3.0, 1.0])
+
+    @needs_scores
+    @pytest.mark.parametrize("weights", [None, WEIGHTS])
+    def test_average_precision_is_the_mean_precision_at_the_right_ones(self, weights):
+        scores = metrics.multi_label_scores(self.LABELS, self.LOGITS, sample_weight=weights)
+
+        w = np.ones(5) if weights is None else weights
+        precisions = []
+        for labels, logits in list(zip(self.LABELS.T, self.LOGITS.T, strict=True))[:2]:
+            above = (logits[None] >= logits[:, None]) * w  # (of an example, those not below it)
+            at = above @ labels / above.sum(axis=1)
+            precisions.append((at * labels * w).sum() / (labels * w).sum())
+        assert 0.5 < np.mean(precisions) < 0.9
+        assert scores["mean_average_precision"] == pytest.approx(np.mean(precisions))
+
+    @needs_scores
+    def test_all_classes_occurring_they_are_scikit_learns(self):
+        from sklearn import metrics as theirs
+
+        labels, logits = self.LABELS[:, :2], self.LOGITS[:, :2]
+        columns = {"sample_weight": self.WEIGHTS}
+
+        scores = metrics.multi_label_scores(labels, logits, 0.6, **columns)
+
+        predicted = 1 / (1 + np.exp(-logits)) > 0.6
+        assert scores == {
+            "f1": theirs.f1_score(labels, predicted, average="macro", **columns),
+            "micro_f1": theirs.f1_score(labels, predicted, average="micro", **columns),
+            "mean_average_precision": theirs.average_precision_score(labels, logits, **columns),
+        }
+
+    @needs_scores
+    @pytest.mark.parametrize(("average", "name"), [("macro", "f1"), ("micro", "micro_f1")])
+    def test_kerass_f1_over_batches_is_that_of_the_whole(self, average, name):
+        metric = metrics.MultiLabelF1(3, average=average)
+
+        for rows in (slice(0, 2), slice(2, 5)):
+            metric.update_state(self.LABELS[rows], self.LOGITS[rows], self.WEIGHTS[rows])
+
+        expected = metrics.multi_label_scores(self.LABELS, self.LOGITS, sample_weight=self.WEIGHTS)[
+            name
+        ]
+        assert float(metric.result()) == pytest.approx(expected)
+
+    def test_the_metric_is_read_again(self):
+        metric = metrics.MultiLabelF1(3, average="micro", threshold=0.3, name="f")
+
+        again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
+
+        assert isinstance(again, metrics.MultiLabelF1)
+        assert again.get_config() == metric.get_config()
+
+
+@needs_scores
+def test_weights_of_examples_count():
+    labels, logits = np.array([0, 1, 1, 2]), np.eye(3)[[0, 1, 2, 1]]
+
+    scores = metrics.classification_scores(labels, logits, sample_weight=[1, 2, 0, 3])
+
+    repeated = np.repeat(np.arange(4), [1, 2, 0, 3])
+    assert scores == pytest.approx(
+        metrics.classification_scores(labels[repeated], logits[repeated])
+    )
+    assert scores != pytest.approx(metrics.classification_scores(labels, logits))
+
+
 @needs_scores
 @pytest.mark.parametrize(
     ("score", "shapes"),
     [
         (metrics.classification_scores, [(3,), (4, 2)]),
         (metrics.classification_scores, [(3,), (3,)]),
+        (metrics.multi_label_scores, [(3, 2), (3, 3)]),
+        (metrics.multi_label_scores, [(3,), (3,)]),
+        (metrics.multi_label_scores, [(3, 2), (3, 2)]),
         (metrics.regression_scores, [(3,), (3, 2)]),
         (metrics.regression_scores, [(1,), (1, 1)]),
     ],

@@ -66,6 +66,9 @@ MAKERS = {
     "predict_text": lambda **arguments: kgpt.TextClassifier(
         backbone(), 2, tokenizer=tokenizer()
     ).predict_text(["a"], **arguments),
+    "multi_label_scores": made(
+        kgpt.metrics.multi_label_scores, labels=[[0, 1]], logits=[[0.5, -0.5]]
+    ),
     "score": lambda **arguments: kgpt.CausalLM(backbone(), tokenizer()).score("a", **arguments),
     "perplexity": lambda **arguments: kgpt.CausalLM(backbone(), tokenizer()).perplexity(
         "a", **arguments
@@ -158,6 +161,8 @@ WRONG = [
     ("TextClassifier", "class_names", ["ab", 5, {"a", "b"}, {0: "a", 1: "b"}, ["a", "a"]]),
     ("TextClassifier", "class_names", [["a"], [], [None, "b"], [["a"], ["b"]]]),
     *((head, "both_orders", [*FLAGS, None]) for head in ("TextClassifier", "TextRegressor")),
+    ("TextClassifier", "multi_label", [*FLAGS, None]),
+    ("TextClassifier", "label_smoothing", [*SHARES, None]),
     ("TextRegressor", "num_outputs", COUNTS),
     ("Head", "head", [None, "dense"]),
     ("Head", "num_sequences", COUNTS),
@@ -170,6 +175,10 @@ WRONG = [
     ("with_vocabulary_size", "vocabulary_size", [*COUNTS, 299, 300.0]),
     ("predict_text", "batch_size", COUNTS),
     ("predict_text", "probabilities", FLAGS),
+    *(
+        (maker, "threshold", [0, 1, 50, *NUMBERS])
+        for maker in ("predict_text", "multi_label_scores")
+    ),
     *((method, "batch_size", COUNTS) for method in ("score", "perplexity", "embed")),
     *((method, "stride", [*COUNTS, 17]) for method in ("score", "perplexity")),
     ("score", "reduction", ["max", None, True]),
@@ -421,6 +430,7 @@ PUBLIC = [
     kgpt.CausalLM.perplexity,
     kgpt.CausalLM.embed,
     *(getattr(kgpt, head).predict_text for head in HEADS[:3]),
+    kgpt.metrics.multi_label_scores,
     kgpt.GPTBackbone.enable_lora,
     kgpt.GPTBackbone.with_vocabulary_size,
     kgpt.plot.training_curves,

@@ -64,6 +64,9 @@ _SUPPORTED = {
     "quantization_config": None,
     "auto_map": None,
 }
+# What transformers calls the kinds of heads.
+_PROBLEMS = {"text_classifier": "single_label_classification", "text_regressor": "regression"}
+_MULTI_LABEL = "multi_label_classification"
 # A head's bias, which stands in the last norm of the files: see huggingface.py.
 BIAS = "kgpt_output_bias"
 _SUPPORTED_SUMMARY = {
@@ -155,13 +158,16 @@ def head_options(task, config, tensors) -> dict:
     if task == "text_regressor":
         return {"num_outputs": _num_labels(tensors), "both_orders": False, **own}
     if task == "text_classifier":
-        if config.get("problem_type") is not None:
-            _refuse_others(config, {"problem_type": "single_label_classification"})
+        problem = config.get("problem_type") or _PROBLEMS["text_classifier"]
+        multi_label = problem == _MULTI_LABEL
+        if not multi_label:
+            _refuse_others(config, {"problem_type": _PROBLEMS["text_classifier"]})
         names = config.get("id2label") or {}
         names = [names[i] for i in sorted(names, key=int)]
         default = [f"LABEL_{i}" for i in range(len(names))]
         named = {} if names == default else {"class_names": names}
-        return {"num_classes": _num_labels(tensors), **named, **own}
+        options = {"num_classes": _num_labels(tensors), "multi_label": multi_label}
+        return {**options, **named, **own}
     return {}
 
 
@@ -223,12 +229,14 @@ def _head_config(model, task) -> dict:
     labels = names or default
     if names == default:  # transformers has these for models without names
         config["kgpt"]["class_names"] = names
-    kinds = {"text_classifier": "single_label_classification", "text_regressor": "regression"}
+    if task == "text_classifier":
+        config["kgpt"]["label_smoothing"] = model.label_smoothing
+    problem = _MULTI_LABEL if getattr(model, "multi_label", False) else _PROBLEMS[task]
     bias = ops.convert_to_numpy(model.output_projection.bias)
     return {
         **config,
         **({BIAS: bias.tolist()} if bias.any() else {}),
-        "problem_type": kinds[task],
+        "problem_type": problem,
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
     }

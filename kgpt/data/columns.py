@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
+from kgpt.data.multi_labels import are_rows, read_label_rows
 from kgpt.text import check_no_table
 
 
@@ -104,6 +105,8 @@ def read_choices(choices) -> list[list[str]]:
 def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] | None]:
     """Returns labels as int32 `(examples,)`, and the names of the classes.
 
+    Where each example has a row of labels, these are uint8 `(examples, classes)`, 0 or 1.
+
     Raises:
         ValueError: for missing labels, labels that are neither ints nor names, and labels outside
             the classes.
@@ -111,6 +114,8 @@ def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] 
     class_names = None if class_names is None else read_class_names(class_names)
     if labels is None:
         return None, class_names
+    if are_rows(labels):
+        return read_label_rows(labels, class_names)
     labels = list(labels)
     _check_label_types(labels)
     if isinstance(labels[0], str):

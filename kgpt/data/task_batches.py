@@ -22,8 +22,9 @@ class TaskBatches(ResumableBatches):
 
     Each batch is `(x, labels)`, with weights `(x, labels, sample_weight)`, without labels `(x,)`.
     `x` has `"token_ids"` (int32) and `"padding_mask"` (bool), `(batch, length)`, or
-    `(batch, sequences, length)` if examples have several sequences. Labels are int32 `(batch,)`,
-    targets float32 `(batch, outputs)`, weights float32 `(batch,)`.
+    `(batch, sequences, length)` if examples have several sequences. Labels are int32 `(batch,)`, or
+    uint8 `(batch, classes)` with 1 for each class that is right; targets float32
+    `(batch, outputs)`, weights float32 `(batch,)`.
 
     With the weights of tokens, for a language model, each batch is `(x, y, sample_weight)`, all
     `(batch, length)`: `x` without the last token of each sequence, `y` the next tokens, and

@@ -39,14 +39,16 @@ def classification(
 
     Args:
         texts: the texts.
-        labels: ints from 0, or names of classes; None for texts to predict.
+        labels: ints from 0, or names of classes; None for texts to predict. For a `TextClassifier`
+            with `multi_label=True`, a list of names or numbers of classes for each text, or an
+            array `(examples, classes)` of 0 and 1.
         tokenizer: a `kgpt.Tokenizer` with start, delimiter and classify tokens.
         sequence_length: int. Maximum number of tokens in a sequence, special ones included.
         batch_size: int. Examples in a batch; the last one of a pass may be smaller.
         seed: optional int. With a seed, each pass has another random order, the same in every
             run; None sorts by length, for validation.
         class_names: names of the classes 0, 1, ...; if the labels are names, by default those
-            names in alphabetical order.
+            names in alphabetical order. Lists of numbers need it, `range(5)` for five classes.
         repeat: bool. Whether passes follow each other without end, for `fit` with
             `steps_per_epoch`.
         sample_weight: optional numbers of at least 0, one for each example: its weight in the loss
@@ -55,7 +57,7 @@ def classification(
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, length)`,
-        labels int32 `(batch,)`.
+        labels int32 `(batch,)`, or uint8 `(batch, classes)` from a row for each example.
 
     Raises:
         ValueError: for columns of different lengths, texts that are not str, labels that are
@@ -64,6 +66,7 @@ def classification(
 
     Example:
         train = kgpt.data.classification(["a fine film", "a dull one"], [1, 0], tokenizer)
+        train = kgpt.data.classification(texts, [["art", "film"], ["film"]], tokenizer)
     """
     columns = {"texts": texts}
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
@@ -94,7 +97,8 @@ def entailment(
     Args:
         premises: the first texts.
         hypotheses: the second texts.
-        labels: ints from 0, or names of classes; None for pairs to predict.
+        labels: ints from 0, or names of classes; None for pairs to predict. For a `TextClassifier`
+            with `multi_label=True`, as for `classification`.
         tokenizer: a `kgpt.Tokenizer` with start, delimiter and classify tokens.
         sequence_length: int. Maximum number of tokens in a sequence, special ones included.
         batch_size: int. Examples in a batch; the last one of a pass may be smaller.
@@ -110,7 +114,7 @@ def entailment(
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, length)`,
-        labels int32 `(batch,)`.
+        labels int32 `(batch,)`, or uint8 `(batch, classes)` from a row for each example.
 
     Raises:
         ValueError: for columns of different lengths, texts that are not str, labels that are
@@ -150,7 +154,8 @@ def similarity(
     Args:
         first_texts: one text of each pair.
         second_texts: the other text of each pair.
-        labels: ints from 0, or names of classes; None for pairs to predict.
+        labels: ints from 0, or names of classes; None for pairs to predict. For a `TextClassifier`
+            with `multi_label=True`, as for `classification`.
         tokenizer: a `kgpt.Tokenizer` with start, delimiter and classify tokens.
         sequence_length: int. Maximum number of tokens in a sequence, special ones included.
         batch_size: int. Examples in a batch; the last one of a pass may be smaller.
@@ -166,7 +171,7 @@ def similarity(
 
     Returns:
         `TaskBatches` of `({"token_ids", "padding_mask"}, labels)`: inputs `(batch, 2, length)`,
-        labels int32 `(batch,)`.
+        labels int32 `(batch,)`, or uint8 `(batch, classes)` from a row for each example.
 
     Raises:
         ValueError: for columns of different lengths, texts that are not str, labels that are

@@ -62,11 +62,15 @@ def split_texts(data: tuple, fraction: float) -> tuple[tuple, tuple]:
             "validation_split must leave rows on both sides. "
             f"Received: validation_split={fraction} of {len(rows)} rows."
         )
-    columns = [rows, *(None if column is None else list(column) for column in others)]
+    columns = [rows, *map(_sliceable, others)]
     return tuple(
         tuple(None if column is None else column[part] for column in columns)
         for part in (slice(0, at), slice(at, len(rows)))
     )
+
+
+def _sliceable(column):
+    return column if column is None or isinstance(column, np.ndarray) else list(column)
 
 
 class TextDataset(PythonBatches):
@@ -109,13 +113,13 @@ class TextDataset(PythonBatches):
         return None
 
 
-def _decoded(column) -> list:
+def _decoded(column) -> list | np.ndarray:
     column = np.asarray(column)
     if column.ndim == 0:
         raise ValueError("A tf.data.Dataset of texts must have batches. Try dataset.batch(32).")
     if column.dtype.kind in "OS":
         return [_text(item) for item in column]
-    return column.tolist()
+    return column.tolist() if column.ndim == 1 else column  # rows of 0 and 1, or of targets
 
 
 def _text(item):

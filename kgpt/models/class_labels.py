@@ -1,17 +1,36 @@
 """Labels that are classes: their loss and their check."""
 
+import keras
 import numpy as np
 from keras import ops
 
 from kgpt.models.checks import as_array
 
 
-def class_loss(labels, logits):
-    """Returns the cross-entropy of each example, `(batch,)`; raises ValueError without labels."""
+def class_loss(labels, logits, label_smoothing=0.0):
+    """Returns the cross-entropy of each example, `(batch,)`; raises ValueError without labels.
+
+    Smoothed, the share `label_smoothing` of the target is spread evenly over all classes.
+    """
+    labels = ops.reshape(ops.cast(_required(labels), "int32"), (-1,))
+    if not label_smoothing:
+        return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    labels = ops.one_hot(labels, logits.shape[-1])
+    return keras.losses.categorical_crossentropy(labels, logits, True, label_smoothing)
+
+
+def multi_label_loss(labels, logits, label_smoothing=0.0):
+    """Returns each example's binary cross-entropy, a mean over the classes, `(batch,)`.
+
+    Smoothed, a target of 0 is `label_smoothing / 2`, and one of 1 is as far from 1.
+    """
+    return keras.losses.binary_crossentropy(_required(labels), logits, True, label_smoothing)
+
+
+def _required(labels):
     if labels is None:
         raise ValueError("The loss of classes needs labels. Received: data without them, y=None.")
-    labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
-    return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    return labels
 
 
 def check_class_labels(y, num_classes, model_name):
@@ -22,11 +41,31 @@ def check_class_labels(y, num_classes, model_name):
     if y.shape[1:] not in ((), (1,)):
         raise ValueError(
             f"Labels for this {model_name} must be one int for each example, of shape (examples,). "
-            f"Received: shape {y.shape}. If they are one-hot, try labels.argmax(axis=-1)."
+            f"Received: shape {y.shape}. If they are one-hot, try labels.argmax(axis=-1); if "
+            "several classes may be right, TextClassifier(..., multi_label=True)."
         )
     wrong = ~np.isin(y, np.arange(num_classes))
     if wrong.any():
         raise ValueError(
             f"Labels for this {model_name} must be ints in [0, {num_classes}). "
+            f"Received: {y[wrong].flat[0]!r} among the labels."
+        )
+
+
+def check_multi_labels(y, num_classes):
+    """Raises ValueError for an array of labels that are not 0 or 1 for each class of the model."""
+    y = as_array(y)
+    if y is None:
+        return
+    if y.shape[1:] != (num_classes,):
+        raise ValueError(
+            "Labels for a TextClassifier with multi_label=True must be 0 or 1 for each class, of "
+            f"shape (examples, {num_classes}). Received: shape {y.shape}. If each example has one "
+            "class, leave multi_label out."
+        )
+    wrong = ~np.isin(y, (0, 1))
+    if wrong.any():
+        raise ValueError(
+            "Labels for a TextClassifier with multi_label=True must be 0 or 1. "
             f"Received: {y[wrong].flat[0]!r} among the labels."
         )

@@ -8,10 +8,16 @@ from keras import ops
 
 from kgpt.arguments import checked
 from kgpt.data.columns import read_class_names
+from kgpt.metrics import MultiLabelF1
 from kgpt.models import text_inputs
-from kgpt.models.class_labels import check_class_labels, class_loss
+from kgpt.models.class_labels import (
+    check_class_labels,
+    check_multi_labels,
+    class_loss,
+    multi_label_loss,
+)
 from kgpt.models.head import Head, output_projection_layer, targets_of
-from kgpt.models.sample_weights import read_class_weight, weigh_labels
+from kgpt.models.sample_weights import read_class_weight, weigh_labels, weigh_multi_labels
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -21,6 +27,11 @@ class TextClassifier(Head):
     `P(y) = softmax(W dropout(h))` with `h` the last real token's state (GPT-1, equation 3); with
     both orders, `h` is the sum of the two states (section 3.3). `W` starts at N(0, 0.02), its bias
     at 0. Labels are ints from 0. Reported are `loss`, `task_loss`, `lm_loss` and `accuracy`.
+
+    With `multi_label=True` a text may be of several classes, or of none: `P(y) = sigmoid(...)` for
+    each class by itself, and the task loss is the mean binary cross-entropy over the classes. The
+    labels of a text are a list of names or numbers of classes, or a row of 0 and 1. Reported is
+    `f1`, the mean over classes, in place of `accuracy`.
 
     Args:
         backbone: the `GPTBackbone` underneath, shared and not copied.
@@ -34,6 +45,9 @@ class TextClassifier(Head):
         sequence_length: optional int. Most tokens of a text that goes into `fit`, `evaluate` and
             `predict`, special ones included; the backbone's maximum if None.
         truncate: "end" or "start": what a longer text loses.
+        multi_label: bool. Whether several classes may be right, or none.
+        label_smoothing: float in [0, 1). The share of the target that is spread evenly over all
+            classes, as in Keras's losses; with `multi_label`, over the two answers for a class.
         **kwargs: `name` and `trainable`.
 
     Call arguments:
@@ -64,6 +78,8 @@ class TextClassifier(Head):
         dropout: float = 0.1,
         sequence_length: int | None = None,
         truncate: str = "end",
+        multi_label: bool = False,
+        label_smoothing: float = 0.0,
         **kwargs,
     ):
         class_names = None if class_names is None else read_class_names(class_names)
@@ -76,6 +92,7 @@ class TextClassifier(Head):
             )
         head_dropout = keras.layers.Dropout(dropout, name="head_dropout")
         output_projection = output_projection_layer(backbone, num_classes)
+        accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         super().__init__(
             backbone,
             head=lambda states: output_projection(head_dropout(ops.sum(states, axis=1))),
@@ -84,7 +101,7 @@ class TextClassifier(Head):
             truncate=truncate,
             lm_loss_weight=lm_loss_weight,
             num_sequences=2 if both_orders else 1,
-            task_metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            task_metrics=[MultiLabelF1(num_classes) if multi_label else accuracy],
             **kwargs,
         )
         self.output_projection = output_projection
@@ -92,16 +109,13 @@ class TextClassifier(Head):
         self.class_names = class_names
         self.both_orders = both_orders
         self.dropout = dropout
+        self.multi_label = multi_label
+        self.label_smoothing = label_smoothing
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """Trains as `keras.Model.fit` does; warns if all labels are of one class."""
-        labels = np.asarray(y) if isinstance(y, list) else targets_of(x, y)
-        if isinstance(labels, np.ndarray) and labels.size > 1 and (labels == labels.flat[0]).all():
-            warnings.warn(
-                f"All labels are the same class, {labels.flat[0]}: the model will learn to answer "
-                "nothing else. Is the data sorted by class, and only a part of it here?",
-                stacklevel=2,
-            )
+        if not self.multi_label:
+            _warn_of_one_class(np.array(y, "object") if isinstance(y, list) else targets_of(x, y))
         return super().fit(x, y, *args, **kwargs)
 
     outputs_are_logits = True
@@ -109,18 +123,29 @@ class TextClassifier(Head):
     learn_from = text_inputs.learn_class_names
 
     def task_loss(self, y, outputs):
-        return class_loss(y, outputs)
+        loss = multi_label_loss if self.multi_label else class_loss
+        return loss(y, outputs, self.label_smoothing)
 
     def check_targets(self, y):
-        check_class_labels(y, self.num_classes, type(self).__name__)
+        if self.multi_label:
+            check_multi_labels(y, self.num_classes)
+        else:
+            check_class_labels(y, self.num_classes, type(self).__name__)
 
     def weigh(self, x, y, sample_weight, class_weight=None):
         y, sample_weight, wrong = super().weigh(x, y, sample_weight)
         if y is None:
             return y, sample_weight, wrong
+        if self.multi_label:
+            return weigh_multi_labels(y, sample_weight, self.num_classes)
         return weigh_labels(y, sample_weight, self.num_classes, class_weight)
 
     def read_class_weight(self, class_weight):
+        if self.multi_label:
+            raise ValueError(
+                "class_weight weighs an example by its one class, and with multi_label=True it may "
+                f"have several. Received: class_weight={class_weight!r:.60}. Try sample_weight."
+            )
         return read_class_weight(class_weight, self.num_classes, self.class_names)
 
     def check_task(self, batches):
@@ -134,7 +159,13 @@ class TextClassifier(Head):
             )
 
     @checked
-    def predict_text(self, texts, batch_size: int = 32, probabilities: bool = False):
+    def predict_text(
+        self,
+        texts,
+        batch_size: int = 32,
+        probabilities: bool = False,
+        threshold: float | None = None,
+    ):
         """Returns the classes of texts, or of pairs of texts.
 
         Args:
@@ -142,19 +173,35 @@ class TextClassifier(Head):
                 cut as in `kgpt.data.classification` and `entailment`.
             batch_size: int. Texts in a batch.
             probabilities: bool. Whether to return the probabilities of all classes instead.
+            threshold: float in (0, 1), for a model with `multi_label`: the probability above which
+                a class is among the answers; 0.5 if None.
 
         Returns:
             list with the name of each text's class, or its number where the model has no names;
-            with `probabilities`, float array `(texts, num_classes)`.
+            with `multi_label`, a list of names or numbers for each text, in the order of the
+            classes; with `probabilities`, float array `(texts, num_classes)`.
 
         Raises:
-            ValueError: without a tokenizer, and for anything but a list of texts or pairs.
+            ValueError: without a tokenizer, for anything but a list of texts or pairs, and for a
+                threshold without effect.
         """
+        if threshold is not None and (probabilities or not self.multi_label):
+            raise ValueError(
+                "threshold chooses among the classes of a TextClassifier(..., multi_label=True). "
+                f"Received: threshold={threshold}, multi_label={self.multi_label}, "
+                f"probabilities={probabilities}."
+            )
         logits = self.predict(text_inputs.batches_of(self, texts, batch_size=batch_size), verbose=0)
+        if probabilities or self.multi_label:
+            shares = ops.sigmoid(logits) if self.multi_label else ops.softmax(logits, axis=-1)
+            shares = ops.convert_to_numpy(shares)
         if probabilities:
-            return ops.convert_to_numpy(ops.softmax(logits, axis=-1))
-        classes = logits.argmax(axis=-1).tolist()
-        return classes if self.class_names is None else [self.class_names[i] for i in classes]
+            return shares
+        names = self.class_names or range(self.num_classes)
+        if self.multi_label:
+            chosen = shares > (0.5 if threshold is None else threshold)
+            return [[names[i] for i in np.flatnonzero(row)] for row in chosen]
+        return [names[i] for i in logits.argmax(axis=-1)]
 
     def get_config(self):
         return {
@@ -163,4 +210,15 @@ class TextClassifier(Head):
             "class_names": self.class_names,
             "both_orders": self.both_orders,
             "dropout": self.dropout,
+            "multi_label": self.multi_label,
+            "label_smoothing": self.label_smoothing,
         }
+
+
+def _warn_of_one_class(labels):
+    if isinstance(labels, np.ndarray) and labels.size > 1 and (labels == labels.flat[0]).all():
+        warnings.warn(
+            f"All labels are the same class, {labels.flat[0]}: the model will learn to answer "
+            "nothing else. Is the data sorted by class, and only a part of it here?",
+            stacklevel=3,
+        )

@@ -40,6 +40,35 @@ def weigh_labels(y, sample_weight, num_classes, class_weight=None):
     return y, sample_weight, wrong
 
 
+def weigh_multi_labels(y, sample_weight, num_classes):
+    """Returns labels and weights in which a row with other numbers than 0 and 1 has weight 0.
+
+    Args:
+        y: tensor of labels `(batch, num_classes)`.
+        sample_weight: optional tensor `(batch,)` or `(batch, 1)`.
+        num_classes: int.
+
+    Returns:
+        The labels, the weights `(batch,)`, and how many rows are no labels.
+
+    Raises:
+        ValueError: for labels of another shape.
+    """
+    y = ops.convert_to_tensor(y)
+    if len(y.shape) != 2 or y.shape[-1] not in (None, num_classes):
+        raise ValueError(
+            "Labels for a TextClassifier with multi_label=True must be 0 or 1 for each class, of "
+            f"shape (batch, {num_classes}). Received: shape {tuple(y.shape)}."
+        )
+    is_label = ops.all(ops.logical_or(ops.equal(y, 0), ops.equal(y, 1)), axis=-1)
+    y = ops.cast(ops.logical_and(is_label[:, None], ops.equal(y, 1)), "float32")
+    counts = ops.cast(is_label, "float32")
+    wrong = ops.sum(1.0 - counts)
+    if sample_weight is not None:
+        counts = counts * _of_rows(ops.cast(sample_weight, "float32"))
+    return y, counts, wrong
+
+
 def _of_rows(sample_weight):
     return sample_weight[:, 0] if len(sample_weight.shape) == 2 else sample_weight
 

@@ -1,9 +1,8 @@
 """Texts straight into `fit`, `evaluate` and `predict`: `kgpt.data` makes batches of them."""
 
-import numpy as np
-
 from kgpt.data import tasks
 from kgpt.data.completions import documents
+from kgpt.data.multi_labels import are_rows, names_in
 from kgpt.data.text_sources import TextDataset, rows_of
 
 
@@ -44,9 +43,11 @@ def check_tokenizer(task):
 
 def learn_class_names(classifier, labels):
     """Sets the names of the classes from the first labels that are names."""
-    if classifier.class_names is not None or labels is None or not _are_names(labels):
+    if classifier.class_names is not None or labels is None:
         return
-    names = sorted({str(label) for label in labels})
+    names = sorted(names_in(labels))
+    if not names:
+        return
     if len(names) != classifier.num_classes:
         raise ValueError(
             f"The labels must have as many names as there are classes. Received: {len(names)} "
@@ -59,12 +60,15 @@ def learn_class_names(classifier, labels):
 def classifier_batches(self, rows, labels, **options):
     """Returns batches of texts or pairs with their classes."""
     options["class_names"] = self.class_names
-    if self.class_names is None and labels is not None and _are_names(labels):
-        raise ValueError(
-            "Labels that are names need class_names. Received: "
-            f"{str(next(iter(labels)))!r} and a {type(self).__name__} without them. Try "
-            "TextClassifier(..., class_names=[...]), or fit on lists first."
-        )
+    if self.class_names is None and labels is not None:
+        if names := names_in(labels):
+            raise ValueError(
+                f"Labels that are names need class_names. Received: {min(names)!r} and a "
+                f"{type(self).__name__} without them. Try TextClassifier(..., class_names=[...]), "
+                "or fit on lists first."
+            )
+        if are_rows(labels):  # lists of numbers do not say how many classes there are
+            options["class_names"] = range(self.num_classes)
     if isinstance(rows[0], str):
         return tasks.classification(rows, labels, self.tokenizer, **options)
     make = tasks.similarity if self.both_orders else tasks.entailment
@@ -101,7 +105,3 @@ def _columns(rows):
                 f"Received: {row!r:.60} at index {i}."
             )
     return zip(*rows, strict=True)
-
-
-def _are_names(labels) -> bool:
-    return isinstance(next(iter(labels), None), str | np.str_)

@@ -138,6 +138,41 @@ def test_a_regressor_is_trained_as_one_in_transformers(transformers, tmp_path):
     assert (config.problem_type, config.num_labels) == ("regression", 2)
 
 
+def make_multi_label(norm_first):
+    options = {"class_names": ["no", "yes", "maybe"], "tokenizer": make_tokenizer(norm_first)}
+    options |= {"multi_label": True, "label_smoothing": 0.1}
+    model = kgpt.TextClassifier(make_backbone(norm_first), **options)
+    return trained(model, np.array([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]))
+
+
+def test_several_classes_are_a_problem_type_of_transformers(transformers, tmp_path):
+    import torch
+
+    model = make_multi_label(True)
+
+    to_huggingface(model, tmp_path / "model")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = from_huggingface(tmp_path / "theirs")
+
+    assert theirs.config.problem_type == "multi_label_classification"
+    rows = padded_rows(theirs.config.pad_token_id)
+    expected = outputs(model, *rows)
+    np.testing.assert_allclose(their_logits(theirs, *rows), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(outputs(back, *rows), expected, rtol=1e-5, atol=1e-5)
+    assert (back.multi_label, back.label_smoothing) == (True, 0.1)
+    assert back.class_names == ["no", "yes", "maybe"]
+    labels = torch.tensor([[1.0, 0.0, 1.0]] * 4)
+    with torch.no_grad():
+        masked = {"attention_mask": torch.tensor(rows[1].astype("int64"))}
+        their_loss = theirs(torch.tensor(rows[0]), **masked, labels=labels).loss
+    plain = kgpt.TextClassifier(model.backbone, 3, multi_label=True, lm_loss_weight=0, dropout=0.0)
+    plain.output_projection.set_weights(model.output_projection.get_weights())
+    x = {"token_ids": rows[0], "padding_mask": rows[1]}
+    loss = plain.compute_loss(x, labels.numpy(), training=False)
+    np.testing.assert_allclose(float(loss), float(their_loss), rtol=1e-5)
+
+
 def test_a_body_comes_back_without_the_bias_of_its_head(tmp_path):
     model = make_classifier(True)
     to_huggingface(model, tmp_path / "model")
