@@ -40,3 +40,10 @@ __all__ = [
     "to_huggingface",
     "to_keras_hub",
 ]
+
+for _module in (callbacks, data, layers, metrics, plot, recipes):  # what `dir` shows of them
+    _module.__dir__ = lambda names=_module.__all__: names
+
+
+def __dir__():
+    return [*__all__, "__version__"]

@@ -4,15 +4,17 @@ An argument means the same in all of kgpt. So its rule stands here under its nam
 applies the rules to a constructor or a function.
 """
 
-import difflib
 import functools
 import inspect
 import os
 import typing
+from collections.abc import Callable
 from numbers import Integral, Real
 
 import keras
 import numpy as np
+
+from kgpt.keywords import check_keywords
 
 
 def is_int(value) -> bool:
@@ -162,18 +164,10 @@ def _type_of(value) -> str:
 
 
 _SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
-_COUNTS = ("num_outputs", "num_sequences", "sequence_length", "batch_size", "steps", "rank")
+_COUNTS = ("num_outputs", "num_sequences", "sequence_length", "batch_size", "steps", "stride")
 _FLAGS = (
     *("norm_first", "query_key_norm", "rotary_positions", "zero_init_residual"),
-    *(
-        "learned_positions",
-        "both_orders",
-        "multi_label",
-        "probabilities",
-        "trainable",
-        "exact",
-        "repeat",
-    ),
+    *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
     *("return_log_probabilities", "multi_label"),
@@ -182,22 +176,22 @@ _FLAGS = (
 RULES = {
     **dict.fromkeys((*_SIZES, "max_sequence_length", *_COUNTS), integer(1)),
     **dict.fromkeys(("gradient_accumulation_steps", "steps_per_epoch", "shard_count"), integer(1)),
+    **dict.fromkeys(("rank", "num_return_sequences"), integer(1)),
     **dict.fromkeys(("num_classes", "num_choices"), integer(2)),
     **dict.fromkeys(("seed", "start", "end_of_text_id", "shard_index"), integer(0)),
     **dict.fromkeys(("max_new_tokens", "min_new_tokens"), integer(0)),
     "temperature": number("[1e-30, 1e30]", 'sampler="greedy" is the limit at 0.'),
     "top_k": integer(1, "None is for all tokens."),
     "top_p": number("(0, 1]"),
-    "min_p": number("[0, 1]"),
+    **dict.fromkeys(("min_p", "ema_momentum"), number("[0, 1]")),
     "repetition_penalty": number("[1e-30, 1e30]", "1 is none; above it, repetition is rarer."),
     "no_repeat_ngram_size": integer(1, "None is for any repetition."),
-    "num_return_sequences": integer(1),
     "stop": _stop,
     "warmup_steps": integer(0, "It counts updates: for a share, try int(share * steps)."),
     "warmup": number("[0, 1]", "It is a share of the updates: for a count, try count / steps."),
     **dict.fromkeys(("dropout", "attention_dropout", "beta_1", "beta_2"), number("[0, 1)")),
     "validation_fraction": number("[0, 1)", "Try 0.05."),
-    "label_smoothing": number("[0, 1)", "0 is none."),
+    "label_smoothing": number("[0, 1)"),
     "threshold": number("(0, 1)", "It is a probability."),
     "layer_decay": number("(0, 1]", "Try 0.9."),
     **dict.fromkeys(("learning_rate", "layer_norm_epsilon", "alpha"), number("(0, inf)")),
@@ -206,12 +200,10 @@ RULES = {
     "truncate": one_of("end", "start"),
     "reduction": one_of("sum", "mean", "none"),
     "pooling": one_of("last", "mean"),
-    "stride": integer(1),
     "layer": integer(0, "0 is the embedding, num_layers the last block."),
     "clip_norm": number("(0, inf)", "None is for gradients as they are."),
     **dict.fromkeys(_FLAGS, flag),
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue", "epsilon"), number("(0, inf)")),
-    "ema_momentum": number("[0, 1]"),
     **dict.fromkeys(("prefix", "token"), string),
     **dict.fromkeys(("path", "folder"), _path),
     "batch": _rows,
@@ -222,113 +214,15 @@ RULES = {
     "tokenizer": _tokenizer,
 }
 
-# === Keywords ===
-
-# What transformers, keras-hub and nanoGPT call what has another name here.
-_FOREIGN = {
-    "vocabulary_size": ("vocab_size", "n_vocab"),
-    "num_layers": ("n_layer", "n_layers", "num_hidden_layers"),
-    "num_heads": ("n_head", "n_heads", "num_attention_heads"),
-    "hidden_dim": ("n_embd", "hidden_size", "d_model", "embed_dim"),
-    "intermediate_dim": ("n_inner", "intermediate_size", "d_ff"),
-    "max_sequence_length": ("block_size", "n_positions", "n_ctx", "max_position_embeddings"),
-    "dropout": ("resid_pdrop", "embd_pdrop", "summary_first_dropout", "classifier_dropout"),
-    "attention_dropout": ("attn_pdrop", "attention_probs_dropout_prob"),
-    "layer_norm_epsilon": ("layer_norm_eps", "rms_norm_eps"),
-    "activation": ("activation_function", "hidden_act"),
-    "tokenizer": ("preprocessor", "processing_class"),
-    "num_classes": ("num_labels",),
-    "num_outputs": ("num_labels",),
-    "class_names": ("id2label", "label2id"),
-    "multi_label": ("problem_type",),
-    "label_smoothing": ("label_smoothing_factor",),
-    "lm_loss_weight": ("lm_coef",),
-    "rank": ("r",),
-    "alpha": ("lora_alpha",),
-    "steps": ("num_training_steps", "max_steps", "max_iters", "lr_decay_iters", "decay_steps"),
-    "learning_rate": ("lr", "max_lr", "initial_learning_rate"),
-    "final_learning_rate": ("min_lr",),
-    "warmup_steps": ("num_warmup_steps", "warmup_iters"),
-    "warmup": ("warmup_ratio",),
-    "clip_norm": ("max_grad_norm", "grad_clip", "clipnorm", "global_clipnorm"),
-    "sequence_length": ("seq_len", "block_size", "max_length"),
-    "batch_size": ("per_device_train_batch_size",),
-    "save_freq": ("save_steps",),
-    "prompts": ("input_ids", "inputs"),
-    "max_new_tokens": ("max_length", "max_tokens"),
-    "min_new_tokens": ("min_length", "min_tokens"),
-    "return_prompt": ("strip_prompt", "return_full_text", "echo"),
-    "stop_token_ids": ("eos_token_id", "stop_tokens"),
-    "stop": ("stop_strings", "stop_sequences", "stopping_criteria"),
-    "temperature": ("do_sample",),
-    "top_k": ("k",),
-    "top_p": ("p", "nucleus"),
-    "repetition_penalty": ("frequency_penalty", "presence_penalty"),
-    "num_return_sequences": ("n", "num_samples"),
-    "return_log_probabilities": ("output_scores", "output_logits", "logprobs", "return_scores"),
-    "stream": ("streamer",),
-    "sampler": ("num_beams", "penalty_alpha"),
-}
-# What else to say of a foreign name.
-_NOTES = {
-    "max_length": "It counts new tokens only.",
-    "min_length": "It counts new tokens only.",
-    "do_sample": 'temperature=1.0 is do_sample=True, sampler="greedy" is False.',
-    "num_beams": 'Try sampler="beam", or keras_hub.samplers.BeamSampler(num_beams=4).',
-    "penalty_alpha": 'Try sampler="contrastive", or keras_hub.samplers.ContrastiveSampler(k=4).',
-}
-# What the functions with a certain argument do not have.
-_NOT_BESIDE = {
-    "backbone": {
-        "activation": "The outputs are as they come, logits for classes: try "
-        "keras.ops.softmax(logits).",
-        "dtype": "It is the backbone's: try kgpt.GPTBackbone(..., dtype=...).",
-    },
-    "prompts": {
-        "early_stopping": "Beams end when all have stopped, or after max_new_tokens.",
-        "length_penalty": "Beams are compared by their log-probability as it is.",
-        "attention_mask": "Prompts may have any lengths: try lists of ids without padding.",
-        "padding_mask": "Prompts may have any lengths: try lists of ids without padding.",
-        "pad_token_id": "Prompts may have any lengths: results have no padding.",
-        "use_cache": "Keys and values are always cached.",
-        "logits_processor": "Try a keras_hub.samplers.Sampler of your own.",
-        "bad_words_ids": "Try a keras_hub.samplers.Sampler of your own.",
-        "typical_p": "Try top_p or min_p.",
-        "return_dict_in_generate": "Try return_log_probabilities.",
-    },
-}
-
-
-def check_keywords(function_name: str, known, unknown):
-    """Raises TypeError for keywords that are no arguments, with the ones probably meant.
-
-    Args:
-        function_name: the function's or the class's name, for the message.
-        known: the names of the arguments.
-        unknown: the keywords that are no arguments.
-    """
-    meanings = {foreign: own for own in known for foreign in _FOREIGN.get(own, ())}
-    meanings.update({own: own for own in known})
-    sentences = []
-    reasons = {}
-    for argument in known:
-        reasons.update(_NOT_BESIDE.get(argument, {}))
-    for name in unknown:
-        if name in reasons:
-            hint = reasons[name]
-        elif near := difflib.get_close_matches(name, meanings, n=1, cutoff=0.5):
-            note = f" {_NOTES[near[0]]}" if near[0] in _NOTES else ""
-            hint = f"Did you mean {meanings[near[0]]}?{note}"
-        else:
-            hint = f"It has {', '.join(known)}."
-        sentences.append(f"{function_name}() has no argument {name!r}. {hint}")
-    if sentences:
-        raise TypeError(" ".join(sentences))
-
-
 # === The decorator ===
 
+Function = typing.TypeVar("Function", bound=Callable)
 
+
+@typing.overload
+def checked(function: Function, **rules) -> Function: ...
+@typing.overload
+def checked(*, passes_on=None, **rules) -> Callable[[Function], Function]: ...
 def checked(function=None, *, passes_on=None, **rules):
     """Decorates a function or an `__init__`, so that it refuses what can't be meant.
 

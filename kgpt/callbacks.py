@@ -14,6 +14,8 @@ from kgpt.console import show
 from kgpt.generation import arguments, generate
 from kgpt.metrics import classification_scores, multi_label_scores, regression_scores
 
+__all__ = ["GenerateSamples", "ResumableCheckpoint", "Scores"]
+
 
 class ResumableCheckpoint(keras.callbacks.Callback):
     """Keeps the state of training in a folder, so that the same script goes on where it stopped.

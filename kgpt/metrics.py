@@ -9,6 +9,14 @@ import numpy as np
 
 from kgpt.arguments import checked
 
+__all__ = [
+    "MultiLabelF1",
+    "Perplexity",
+    "classification_scores",
+    "multi_label_scores",
+    "regression_scores",
+]
+
 
 @keras.saving.register_keras_serializable(package="kgpt")
 class Perplexity(keras.metrics.Mean):
@@ -31,7 +39,14 @@ class MultiLabelF1(keras.metrics.F1Score):
         dtype: as for other metrics of Keras.
     """
 
-    def __init__(self, num_classes, average="macro", threshold=0.5, name="f1", dtype=None):
+    def __init__(
+        self,
+        num_classes,
+        average: str | None = "macro",
+        threshold: float = 0.5,
+        name: str = "f1",
+        dtype=None,
+    ):
         super().__init__(average, threshold, name, dtype)
         self.num_classes = num_classes
         self._build((None, num_classes), (None, num_classes))  # a step on JAX makes no variables

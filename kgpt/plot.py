@@ -4,6 +4,8 @@ from pathlib import Path
 
 from kgpt.arguments import checked
 
+__all__ = ["training_curves"]
+
 
 @checked
 def training_curves(history, path, title: str = "", steps_per_epoch: int | None = None) -> Path:

@@ -48,7 +48,14 @@ class AdamW(keras.optimizers.AdamW):
     """
 
     @checked(passes_on=keras.optimizers.AdamW, learning_rate=learning_rate_or_schedule)
-    def __init__(self, learning_rate=0.001, *args, layer_decay=1.0, exact=False, **kwargs):
+    def __init__(
+        self,
+        learning_rate: object = 0.001,
+        *args,
+        layer_decay: float = 1.0,
+        exact: bool = False,
+        **kwargs,
+    ):
         super().__init__(learning_rate, *args, **kwargs)
         self.layer_decay = layer_decay
         self.exact = exact
@@ -143,7 +150,7 @@ class WarmupCosine(keras.optimizers.schedules.CosineDecay):
     """
 
     @checked(alpha=number("[0, 1]"))
-    def __init__(self, learning_rate, steps, warmup_steps=None, alpha=0.0, start=0):
+    def __init__(self, learning_rate, steps, warmup_steps=None, alpha: float = 0.0, start: int = 0):
         if warmup_steps is None:
             warmup_steps = min(2000, steps // 10)
         if warmup_steps > steps:
@@ -166,6 +173,7 @@ class WarmupCosine(keras.optimizers.schedules.CosineDecay):
         return super().__call__(keras.ops.cast(step, "int32") - self.start)
 
     def get_config(self):
+        """Returns the arguments as a dict."""
         return {
             "learning_rate": self.learning_rate,
             "steps": self.steps,
@@ -193,7 +201,7 @@ class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     @checked
-    def __init__(self, learning_rate, steps, warmup=_FINETUNING_WARMUP, start=0):
+    def __init__(self, learning_rate, steps, warmup: float = _FINETUNING_WARMUP, start: int = 0):
         super().__init__()
         self.learning_rate = learning_rate
         self.steps = steps
@@ -206,6 +214,7 @@ class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
         return self.learning_rate * rise * ops.maximum(1 - x, 0.0)
 
     def get_config(self):
+        """Returns the arguments as a dict."""
         return {
             "learning_rate": self.learning_rate,
             "steps": self.steps,

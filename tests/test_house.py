@@ -10,7 +10,7 @@ import kgpt
 
 # Each part may import, at the top of a file, itself and the parts before it.
 ORDER = (
-    *("arguments", "console", "text", "tokenizer", "data", "kernels", "distribution"),
+    *("keywords", "arguments", "console", "text", "tokenizer", "data", "kernels", "distribution"),
     *("initializers", "layers", "losses", "metrics", "settings", "recipes", "generation"),
     *("models", "convert", "callbacks", "plot", "plan"),
 )

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -43,13 +44,13 @@ _FILES = [
 def from_huggingface(
     name_or_folder: str | os.PathLike,
     task: str = "auto",
-    tokenizer="auto",
+    tokenizer: object = "auto",
     dtype=None,
     dropout: float | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     **head_options,
-):
+) -> Any:
     """Makes a model of an OpenAI GPT or GPT-2 in the format of Hugging Face's transformers.
 
     Read are `config.json`, `model.safetensors` (one file or several) and the tokenizer's files.

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import Any
 
 from keras import ops
 
@@ -22,7 +23,7 @@ _OPTIONS = (
 _EPSILON = 1e-5  # fixed in keras-hub's GPT-2
 
 
-def from_keras_hub(model):
+def from_keras_hub(model) -> Any:
     """Returns a keras-hub GPT-2 as a kgpt model, with copies of its weights.
 
     Args:
@@ -71,7 +72,7 @@ def _tokenizer(theirs):
     return make_tokenizer(dict(theirs.vocabulary), theirs.merges, "gpt2", special)
 
 
-def to_keras_hub(model):
+def to_keras_hub(model) -> Any:
     """Returns a model as a keras-hub GPT-2, with copies of its weights.
 
     Args:

@@ -23,7 +23,7 @@ _LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # (outputs, inputs)
 
 @checked
 def from_nanogpt(
-    path: str | os.PathLike, tokenizer=None, activation="gelu", dtype=None
+    path: str | os.PathLike, tokenizer=None, activation: object = "gelu", dtype=None
 ) -> CausalLM:
     """Makes a model of the checkpoint that nanoGPT's `train.py` writes.
 

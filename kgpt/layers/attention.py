@@ -74,6 +74,7 @@ class CausalSelfAttention(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, hidden_states_shape):
+        """Makes the projections."""
         hidden_dim = hidden_states_shape[-1]
         if hidden_dim is None or hidden_dim % self.num_heads:
             raise ValueError(
@@ -101,6 +102,7 @@ class CausalSelfAttention(keras.layers.Layer):
         self.built = True
 
     def call(self, hidden_states, padding_mask=None, segment_ids=None, mask=None, training=None):
+        """Returns each position's view of itself and the past, `(batch, length, hidden_dim)`."""
         padding_mask = mask if padding_mask is None else padding_mask
         hidden_states = to_right_padding(hidden_states, padding_mask)
         segment_ids = to_right_padding(segment_ids, padding_mask)
@@ -156,6 +158,7 @@ class CausalSelfAttention(keras.layers.Layer):
         return self.output_projection(merged)  # (batch, length, hidden_dim)
 
     def compute_output_shape(self, hidden_states_shape, **kwargs):
+        """Returns the shape of the output."""
         return hidden_states_shape
 
     def get_config(self):

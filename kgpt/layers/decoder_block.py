@@ -61,7 +61,7 @@ class DecoderBlock(keras.layers.Layer):
         intermediate_dim: int,
         dropout: float = 0.0,
         norm_first: bool = True,
-        activation="gelu_tanh",
+        activation: object = "gelu_tanh",
         layer_norm_epsilon: float = 1e-5,
         kernel_initializer=None,
         residual_initializer=None,
@@ -104,6 +104,7 @@ class DecoderBlock(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, hidden_states_shape):
+        """Makes the parts of the block."""
         sub_layers = self.attention, self.feed_forward
         norms = self.attention_norm, self.feed_forward_norm
         for layer in (*sub_layers, *norms, self.dropout_layer):
@@ -111,6 +112,8 @@ class DecoderBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, hidden_states, padding_mask=None, segment_ids=None, mask=None, training=None):
+        """Returns the hidden states after the block, `(batch, length, hidden_dim)`."""
+
         def attention(x):
             return self.attention(x, padding_mask, segment_ids, mask=mask, training=training)
 
@@ -139,6 +142,7 @@ class DecoderBlock(keras.layers.Layer):
         return self.feed_forward_norm(n + dropout(self.feed_forward(n)))
 
     def compute_output_shape(self, hidden_states_shape, **kwargs):
+        """Returns the shape of the output."""
         return hidden_states_shape
 
     def get_config(self):

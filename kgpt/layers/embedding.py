@@ -85,6 +85,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         self.autocast = False  # token ids are integers; a cast to a float type would lose them
 
     def build(self, inputs_shape):
+        """Makes the tables."""
         self.token_embedding.build()
         if self.position_embedding is not None:
             self.position_embedding.build()
@@ -92,6 +93,7 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, segment_ids=None, position_ids=None, reverse=False, training=None):
+        """Returns the embedded tokens; with `reverse`, the logits of hidden states."""
         if reverse:
             return self.token_embedding(inputs, reverse=True)
         self.check_length(inputs.shape[1])
@@ -112,11 +114,13 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
             )
 
     def compute_output_spec(self, inputs, *args, reverse=False, **kwargs):
+        """Returns the shape and the dtype of the output."""
         if reverse:
             return self.token_embedding.compute_output_spec(inputs, reverse=True)
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
 
     def compute_output_shape(self, inputs_shape, *args, **kwargs):
+        """Returns the shape of the output."""
         self.check_length(inputs_shape[1])
         return (*inputs_shape, self.hidden_dim)
 

@@ -48,7 +48,7 @@ class FeedForward(keras.layers.Layer):
     def __init__(
         self,
         intermediate_dim: int,
-        activation="gelu_tanh",
+        activation: object = "gelu_tanh",
         kernel_initializer=None,
         output_initializer=None,
         **kwargs,
@@ -62,6 +62,7 @@ class FeedForward(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, hidden_states_shape):
+        """Makes the two linear maps."""
         inner_shape = (*hidden_states_shape[:-1], self.intermediate_dim)
         self.expansion = built_dense(
             self,
@@ -77,9 +78,11 @@ class FeedForward(keras.layers.Layer):
         self.built = True
 
     def call(self, hidden_states):
+        """Returns the hidden states after the network, `(batch, length, hidden_dim)`."""
         return self.output_projection(self.expansion(hidden_states))
 
     def compute_output_shape(self, hidden_states_shape):
+        """Returns the shape of the output."""
         return hidden_states_shape
 
     def get_config(self):

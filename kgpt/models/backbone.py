@@ -95,7 +95,7 @@ class GPTBackbone(WholeModel, keras.Model):
         dropout: float = 0.1,
         max_sequence_length: int = 1024,
         norm_first: bool = True,
-        activation="gelu_tanh",
+        activation: object = "gelu_tanh",
         layer_norm_epsilon: float = 1e-5,
         query_key_norm: bool = False,
         rotary_positions: bool = False,
@@ -181,9 +181,11 @@ class GPTBackbone(WholeModel, keras.Model):
     input_spec = None
 
     def call(self, inputs, training=None, mask=None):
+        """Returns the hidden states for inputs, as token ids or a dict."""
         return super().call(complete_inputs(inputs), training=training, mask=mask)
 
     def compute_output_spec(self, inputs, training=None, mask=None):
+        """Returns the shape and the dtype of the hidden states."""
         token_ids = complete_inputs(inputs)["token_ids"]
         shape = self.embedding.compute_output_shape(token_ids.shape)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)

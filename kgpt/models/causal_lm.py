@@ -74,6 +74,7 @@ class CausalLM(Task):
     outputs_are_logits = True
 
     def standardize_inputs(self, inputs):
+        """Returns inputs as the full dict; what is left out is None."""
         return complete_inputs(inputs)
 
     def check_data(self, x, y=None, sample_weight=None):
@@ -81,10 +82,12 @@ class CausalLM(Task):
         token_weights.check_next_tokens(self, x, y)
 
     def compute_output_spec(self, inputs, training=None, mask=None):
+        """Returns the shape and the dtype of the logits."""
         hidden_states = self.backbone.compute_output_spec(inputs)
         return self.backbone.embedding.compute_output_spec(hidden_states, reverse=True)
 
     def states_and_outputs(self, inputs, training):
+        """Returns the hidden states, and the logits if compiled metrics use them, else None."""
         hidden_states = self.backbone(inputs, training=training)
         if self._compile_metrics is None:
             return hidden_states, None
@@ -98,6 +101,7 @@ class CausalLM(Task):
     weigh = token_weights.weigh
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
+        """Returns the mean next-token loss of a batch, and updates the own metrics."""
         targets, weights = next_token_targets(**x, targets=y, sample_weight=sample_weight)
         states, embedding = hidden_states, self.backbone.token_embedding
         if states is None:

@@ -1,6 +1,7 @@
 """A text, or a pair, and its class."""
 
 import warnings
+from typing import Any, Literal, overload
 
 import keras
 import numpy as np
@@ -112,12 +113,6 @@ class TextClassifier(Head):
         self.multi_label = multi_label
         self.label_smoothing = label_smoothing
 
-    def fit(self, x=None, y=None, *args, **kwargs):
-        """Trains as `keras.Model.fit` does; warns if all labels are of one class."""
-        if not self.multi_label:
-            _warn_of_one_class(np.array(y, "object") if isinstance(y, list) else targets_of(x, y))
-        return super().fit(x, y, *args, **kwargs)
-
     outputs_are_logits = True
     text_batches = text_inputs.classifier_batches
     learn_from = text_inputs.learn_class_names
@@ -140,6 +135,18 @@ class TextClassifier(Head):
             return weigh_multi_labels(y, sample_weight, self.num_classes)
         return weigh_labels(y, sample_weight, self.num_classes, class_weight)
 
+    def look_at(self, x, y):
+        if self.multi_label:
+            return
+        labels = np.array(y, "object") if isinstance(y, list) else targets_of(x, y)
+        is_column = isinstance(labels, np.ndarray) and labels.size > 1
+        if is_column and (labels == labels.flat[0]).all():
+            warnings.warn(
+                f"All labels are the same class, {labels.flat[0]}: the model will learn to answer "
+                "nothing else. Is the data sorted by class, and only a part of it here?",
+                stacklevel=3,
+            )
+
     def read_class_weight(self, class_weight):
         if self.multi_label:
             raise ValueError(
@@ -158,6 +165,18 @@ class TextClassifier(Head):
                 "model. Give the model's class_names to the data as well."
             )
 
+    @overload
+    def predict_text(
+        self, texts, batch_size: int = 32, *, probabilities: Literal[True]
+    ) -> np.ndarray: ...
+    @overload
+    def predict_text(
+        self,
+        texts,
+        batch_size: int = 32,
+        probabilities: Literal[False] = False,
+        threshold: float | None = None,
+    ) -> list[Any]: ...
     @checked
     def predict_text(
         self,
@@ -213,12 +232,3 @@ class TextClassifier(Head):
             "multi_label": self.multi_label,
             "label_smoothing": self.label_smoothing,
         }
-
-
-def _warn_of_one_class(labels):
-    if isinstance(labels, np.ndarray) and labels.size > 1 and (labels == labels.flat[0]).all():
-        warnings.warn(
-            f"All labels are the same class, {labels.flat[0]}: the model will learn to answer "
-            "nothing else. Is the data sorted by class, and only a part of it here?",
-            stacklevel=3,
-        )

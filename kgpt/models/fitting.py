@@ -21,10 +21,10 @@ def fit(
     x=None,
     y=None,
     batch_size=None,
-    epochs=1,
-    verbose="auto",
+    epochs: int = 1,
+    verbose: object = "auto",
     callbacks=None,
-    validation_split=0.0,
+    validation_split: float = 0.0,
     validation_data=None,
     shuffle=None,
     class_weight=None,
@@ -84,11 +84,11 @@ def evaluate(
     x=None,
     y=None,
     batch_size=None,
-    verbose="auto",
+    verbose: object = "auto",
     sample_weight=None,
     steps=None,
     callbacks=None,
-    return_dict=False,
+    return_dict: bool = False,
     **kwargs,
 ):
     """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning.
@@ -110,7 +110,7 @@ def evaluate(
         )
 
 
-def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, callbacks=None):
     """Predicts as `keras.Model.predict` does; batches of `kgpt.data` from their beginning.
 
     The outputs of task batches are in the order of the texts; with `steps`, those of the first
@@ -132,7 +132,9 @@ def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None
     return outputs
 
 
-def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, return_dict=False):
+def train_on_batch(
+    self, x, y=None, sample_weight=None, class_weight=None, return_dict: bool = False
+):
     """Trains as `keras.Model.train_on_batch` does, with `class_weight` as in `fit`."""
     self.check_data(x, y, sample_weight)
     check_something_counts(x, sample_weight)
@@ -140,7 +142,7 @@ def train_on_batch(self, x, y=None, sample_weight=None, class_weight=None, retur
     return keras.Model.train_on_batch(self, x, y, sample_weight, return_dict=return_dict)
 
 
-def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):  # noqa: PT028
+def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):  # noqa: PT028
     """Evaluates as `keras.Model.test_on_batch` does."""
     self.check_data(x, y, sample_weight)
     return keras.Model.test_on_batch(self, x, y, sample_weight, return_dict=return_dict)
@@ -178,6 +180,8 @@ def _validation(task, data, batch_size, validation_steps, validation_batch_size)
 
 def _without_texts(task, x, y, sample_weight, batch_size, seed=None, learns=False):
     """Returns data of texts as batches of token ids, and other data as they are."""
+    if learns:
+        task.look_at(x, y)
     if not is_text(x):
         return x, y, sample_weight
     if learns:

@@ -68,7 +68,7 @@ class Head(Task):
         tokenizer=None,
         lm_loss_weight: float = 0.5,
         num_sequences: int | None = None,
-        task_metrics=(),
+        task_metrics: object = (),
         sequence_length: int | None = None,
         truncate: str = "end",
         **kwargs,
@@ -113,9 +113,11 @@ class Head(Task):
     # === Keras's entry points ===
 
     def standardize_inputs(self, inputs):
+        """Returns inputs as a dict of tensors `(batch, sequences, length)`."""
         return standardize_sequences(inputs, self.num_sequences)
 
     def compute_output_spec(self, inputs, training=None, mask=None):
+        """Returns the shape and the dtype of the outputs."""
         return super().compute_output_spec(self.standardize_inputs(inputs))
 
     def check_data(self, x, y=None, sample_weight=None):
@@ -160,6 +162,7 @@ class Head(Task):
         return len(x["token_ids"] if isinstance(x, dict) else x)
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
+        """Returns the two losses of a batch together, and updates the own metrics."""
         examples = ops.cast(ops.shape(x["token_ids"])[0], "float32")
         weights = ops.ones((ops.shape(x["token_ids"])[0],), "float32")
         if sample_weight is not None:

@@ -1,6 +1,9 @@
 """A context and the ending that fits it, among several."""
 
+from typing import Literal, overload
+
 import keras
+import numpy as np
 from keras import ops
 
 from kgpt.arguments import checked
@@ -103,6 +106,14 @@ class MultipleChoice(Head):
         if shape is not None and len(shape) == 3:
             check_class_labels(y, shape[1], type(self).__name__)
 
+    @overload
+    def predict_text(
+        self, contexts, choices, batch_size: int = 8, *, probabilities: Literal[True]
+    ) -> np.ndarray: ...
+    @overload
+    def predict_text(
+        self, contexts, choices, batch_size: int = 8, probabilities: Literal[False] = False
+    ) -> list[int]: ...
     @checked
     def predict_text(self, contexts, choices, batch_size: int = 8, probabilities: bool = False):
         """Returns the number of the best choice for each context.

@@ -1,5 +1,8 @@
 """The sizes of GPT models by name, for `GPTBackbone.from_preset`."""
 
+from typing import TypeVar
+
+Model = TypeVar("Model")
 _GPT1 = {
     "vocabulary_size": 40478,
     "num_layers": 12,
@@ -51,7 +54,8 @@ HUB = {
 }
 
 
-def from_preset(cls, name, load_weights: bool = True, **overrides):
+@classmethod
+def from_preset(cls: type[Model], name, load_weights: bool = True, **overrides) -> Model:
     """Returns a model of a known size, of a folder, or of the hub, with weights and tokenizer.
 
     Args:
@@ -79,7 +83,7 @@ def from_preset(cls, name, load_weights: bool = True, **overrides):
     return presets.load(cls, name, load_weights, overrides)
 
 
-def save_to_preset(self, folder, **card):
+def save_to_preset(self, folder, **card) -> None:
     """Writes the model as a folder that `from_preset` opens, with its tokenizer and a card.
 
     The files are transformers', where it has the model; else Keras's, with the tokenizer.

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any, Literal, overload
 
 import numpy as np
 from keras import ops
@@ -15,6 +16,56 @@ from kgpt.kernels.cross_entropy import log_likelihoods
 _SHORTEST = 16  # shorter rows are padded to it
 
 
+@overload
+def score(
+    lm,
+    texts: str | list[int],
+    prompts=None,
+    *,
+    reduction: Literal["sum", "mean"] = "sum",
+    batch_size: int = 32,
+    stride: int | None = None,
+) -> float: ...
+@overload
+def score(
+    lm,
+    texts: str | list[int],
+    prompts=None,
+    *,
+    reduction: Literal["none"],
+    batch_size: int = 32,
+    stride: int | None = None,
+) -> np.ndarray: ...
+@overload
+def score(
+    lm,
+    texts: list[str] | list[list[int]],
+    prompts=None,
+    *,
+    reduction: Literal["sum", "mean"] = "sum",
+    batch_size: int = 32,
+    stride: int | None = None,
+) -> np.ndarray: ...
+@overload
+def score(
+    lm,
+    texts: list[str] | list[list[int]],
+    prompts=None,
+    *,
+    reduction: Literal["none"],
+    batch_size: int = 32,
+    stride: int | None = None,
+) -> list[np.ndarray]: ...
+@overload
+def score(
+    lm,
+    texts: Any,
+    prompts=None,
+    *,
+    reduction: str = "sum",
+    batch_size: int = 32,
+    stride: int | None = None,
+) -> Any: ...
 @checked
 def score(
     lm,
@@ -71,7 +122,9 @@ def score(
 
 
 @checked
-def perplexity(lm, texts, prompts=None, *, batch_size: int = 32, stride: int | None = None):
+def perplexity(
+    lm, texts, prompts=None, *, batch_size: int = 32, stride: int | None = None
+) -> float:
     """Returns the perplexity of texts: `exp` of the mean negative log-likelihood over all tokens.
 
     Args:
@@ -101,7 +154,9 @@ def perplexity(lm, texts, prompts=None, *, batch_size: int = 32, stride: int | N
 
 
 @checked
-def embed(lm, texts, layer: int | None = None, pooling: str = "last", *, batch_size: int = 32):
+def embed(
+    lm, texts, layer: int | None = None, pooling: str = "last", *, batch_size: int = 32
+) -> np.ndarray:
     """Returns a vector for each text: the hidden state of its last token, or the mean over all.
 
     Args:

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
@@ -12,10 +13,12 @@ from kgpt.data.batches import ResumableBatches
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import num_replicas
 from kgpt.models import fitting
+from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
 from kgpt.models.quantization import apply_quantization, quantization_config
 from kgpt.models.trained_dtypes import check_trained_dtypes
 from kgpt.models.whole_model import WholeModel
+from kgpt.tokenizer import Tokenizer
 
 # The task that is in a step, and whether it trains. Keras's steps pass to the loss what `call`
 # returns and nothing else: with the own loss, `call` must return the hidden states there, and only
@@ -110,8 +113,15 @@ class Task(WholeModel, keras.Model):
     # `call` completes the inputs itself: Keras's own check would insist on the optional ones.
     input_spec = None
     outputs_are_logits = False
+    tokenizer: Tokenizer | Any
+
+    if TYPE_CHECKING:  # no plain attribute: Keras's bases are unknown, and could be descriptors
+
+        @property
+        def backbone(self) -> GPTBackbone: ...
 
     def call(self, inputs, training=None, mask=None):
+        """Returns the outputs for inputs, as token ids or a dict; in a step, hidden states too."""
         inputs = self.standardize_inputs(take_share(inputs)[0])
         if self._in_own_step:
             # Keras's step on JAX calls this method and not the model: without an outer call, layers
@@ -119,7 +129,7 @@ class Task(WholeModel, keras.Model):
             return self.states_and_outputs(inputs, training=training)
         return super().call(inputs, training=training, mask=mask)
 
-    def compile(self, optimizer="default", loss=None, **kwargs):
+    def compile(self, optimizer: object = "default", loss=None, **kwargs):
         """Configures training as `keras.Model.compile` does, with GPT's defaults.
 
         Args:
@@ -141,9 +151,11 @@ class Task(WholeModel, keras.Model):
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
 
     def default_optimizer(self):
+        """Returns the optimizer that `compile()` takes."""
         return recipes.pretraining_optimizer(fitting.UNKNOWN_STEPS)
 
     def default_schedule(self, steps, start):
+        """Returns the default optimizer's learning rate over a fit."""
         return recipes.WarmupCosine(recipes.PRETRAINING_RATE, steps, start=start)
 
     def get_compile_config(self):
@@ -190,6 +202,9 @@ class Task(WholeModel, keras.Model):
             "functions of kgpt.data, or define text_batches(rows, y, **options)."
         )
 
+    def look_at(self, x, y):
+        """Warns of data of a fit from which nothing can be learned."""
+
     def learn_from(self, y):
         """Learns what the targets of the first `fit` say of the model, such as names of classes."""
 
@@ -212,16 +227,19 @@ class Task(WholeModel, keras.Model):
     def _in_own_step(self):
         return self._uses_own_loss and _step.get()[0] is self
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False):
+        """Compiles the step as `keras.Model` does, for dtypes that can be trained."""
         # Before a fit begins: on JAX a step that fails takes the weights with it.
         check_trained_dtypes(self)
         return super().make_train_function(force)
 
     def train_step(self, *args):
+        """Trains on a batch, as `keras.Model.train_step` does, without full logits."""
         with _in_step(self, training=True):
             return super().train_step(*args)
 
     def test_step(self, *args):
+        """Evaluates a batch, as `keras.Model.test_step` does, without full logits."""
         with _in_step(self, training=False):
             return super().test_step(*args)
 
@@ -239,7 +257,7 @@ class Task(WholeModel, keras.Model):
         """
         return y, sample_weight, 0.0
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training: bool = True):
         """Returns the loss of a batch, for Keras's steps and for training loops of your own.
 
         Without a compiled loss it is the model's own. Leave `y_pred` out and the model runs here,
@@ -304,6 +322,7 @@ class Task(WholeModel, keras.Model):
 
     @property
     def metrics_names(self):
+        """The names of what `fit` and `evaluate` report."""
         return [metric.name for metric in self.metrics if metric is not self._uncounted()]
 
     def _get_metrics_result_or_logs(self, logs):

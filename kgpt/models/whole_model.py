@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from typing import Self
 
 import keras
 
@@ -22,7 +23,7 @@ class WholeModel:
         if "__init__" in vars(cls):
             cls.__init__ = _completed(cls.__init__)
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args, **kwargs) -> Self:
         if _is_clone(cls, args):
             return args[1]
         return super().__new__(cls, *args, **kwargs)
@@ -62,19 +63,21 @@ class WholeModel:
                     )
                 )
 
-    from_preset = classmethod(from_preset)
+    from_preset = from_preset
     presets = classmethod(preset_names)
     save_to_preset = save_to_preset
     push_to_hub = push_to_hub
 
-    def quantize(self, mode=None, config=None, filters=None, **kwargs):
+    def quantize(self, mode=None, config=None, filters=None, **kwargs) -> None:
         gc.freeze()  # Keras collects garbage after each matrix: all that was imported takes a while
         try:
             super().quantize(mode, config=config, filters=filters, **kwargs)
         finally:
             gc.unfreeze()
 
-    def export(self, filepath, format="tf_saved_model", verbose=True, **kwargs):
+    def export(
+        self, filepath, format: str = "tf_saved_model", verbose: bool = True, **kwargs
+    ) -> None:
         """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""
         from kgpt.convert.export import export
 

@@ -24,6 +24,7 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             hint = ' Try text.decode("utf-8").' if isinstance(text, bytes) else ""
+            hint = " For several texts, try encode_batch." if isinstance(text, list) else hint
             raise ValueError(
                 "A text to encode must be a str. "
                 f"Received: {shorten(text)} of type {type(text).__name__}.{hint}"

@@ -28,13 +28,12 @@ class Tokenizer:
       lossless, `decode(encode(text)) == text`, and has no unknown token.
     - `"gpt1"`: BPE over the characters of lower-cased words (GPT-1, section 4.1). Characters
       outside the vocabulary become `<unk>`; decoded text has a space between all words.
-    - `"characters"`: each character is a token; those outside the vocabulary become `<unk>`,
-      id 0.
+    - `"characters"`: each character is a token; those outside the vocabulary are `<unk>`, id 0.
 
     Special tokens written out in a text are ordinary text: `encode("<|endoftext|>")` gives the
     tokens of that string, so untrusted text can't end a document or begin a task. Insert their
-    ids yourself (`end_of_text_id`, `start_id`, `delimiter_id`, `classify_id`; None if the
-    tokenizer has no such token), or call `encode(text, allow_special=True)`.
+    ids yourself (`end_of_text_id`, `start_id`, `delimiter_id`, `classify_id`; None without such a
+    token), or call `encode(text, allow_special=True)`. `tokenizer(text)` is `encode(text)`.
 
     How text is split into GPT-1's words is part of the tokenizer and is saved with it:
 
@@ -249,6 +248,8 @@ class Tokenizer:
             ImportError: if the tokenizer has `exact=True` and ftfy or spaCy is not installed.
         """
         return self.encode_batch([text], allow_special)[0]
+
+    __call__ = encode
 
     @checked
     def encode_batch(self, texts: Iterable[str], allow_special: bool = False) -> list[list[int]]:

@@ -62,6 +62,13 @@ def test_ids_equal_the_original_codes_on_gpt2s_vocabulary(gpt2, golden):
     assert (len(gpt2), gpt2.end_of_text_id) == (50257, 50256)
 
 
+def test_a_call_is_encode(small):
+    assert small("Hello <|endoftext|>") == small.encode("Hello <|endoftext|>")
+    assert small("a<|endoftext|>", allow_special=True)[-1] == small.end_of_text_id
+    with pytest.raises(ValueError, match="encode_batch"):
+        small(["Hello"])
+
+
 # === Characters ===
 
 
