@@ -416,7 +416,10 @@ PUBLIC = [
     *(getattr(kgpt, name).__init__ for name in ("GPTBackbone", "CausalLM", *HEADS)),
     *(getattr(layers, name).__init__ for name in layers.__all__),
     *(getattr(data, name) for name in data.__all__),
-    *(getattr(recipes, name) for name in recipes.__all__ if name != "Settings"),
+    *(
+        recipe.__init__ if inspect.isclass(recipe) else recipe
+        for recipe in (getattr(recipes, name) for name in recipes.__all__ if name != "Settings")
+    ),
     *(
         getattr(kgpt.callbacks, name).__init__
         for name in ("ResumableCheckpoint", "GenerateSamples", "Scores")

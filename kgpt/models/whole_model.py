@@ -69,6 +69,17 @@ class WholeModel:
     push_to_hub = push_to_hub
 
     def quantize(self, mode=None, config=None, filters=None, **kwargs) -> None:
+        """Replaces the matrices by smaller ones, as `keras.Model.quantize` does.
+
+        Args:
+            mode: `"int8"` or `"int4"`.
+            config: optional `keras.quantizers.QuantizationConfig`, in place of `mode`.
+            filters: optional patterns of layers' names, or a function that chooses layers.
+            **kwargs: as for `keras.Model.quantize`.
+
+        Example:
+            lm.quantize("int8")
+        """
         gc.freeze()  # Keras collects garbage after each matrix: all that was imported takes a while
         try:
             super().quantize(mode, config=config, filters=filters, **kwargs)
