@@ -191,6 +191,12 @@ def read_choice_labels(labels, num_choices: int) -> np.ndarray | None:
     Raises:
         ValueError: for missing labels, names, and labels outside the choices.
     """
+    if are_rows(labels):
+        raise ValueError(
+            "labels must be the number of the one right choice of each example, from 0. Received: "
+            f"a row for each, {next(iter(labels))!r:.60}. If they are one-hot, try "
+            "np.argmax(labels, axis=-1)."
+        )
     for i, label in enumerate([] if labels is None else labels):
         if isinstance(label, str):
             raise ValueError(

@@ -18,6 +18,8 @@ def are_rows(labels) -> bool:
 
 def names_in(labels) -> set[str]:
     """Returns the names in labels, each of them a name or a row of names; no numbers."""
+    if getattr(getattr(labels, "dtype", None), "kind", "O") in "biuf":
+        return set()
     items = labels
     if are_rows(labels):
         items = (item for row in labels if isinstance(row, _ROWS) for item in row)

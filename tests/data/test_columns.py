@@ -228,6 +228,12 @@ def test_names_of_choices_are_refused(labels):
         multiple_choice(["x", "y"], [["a", "b", "c"]] * 2, labels, TOKENIZER)
 
 
+@pytest.mark.parametrize("labels", [np.eye(3, dtype=int)[:2], [[0], [1]]])
+def test_rows_of_labels_for_choices_are_refused(labels):
+    with pytest.raises(ValueError, match=r"the one right choice.*try np\.argmax"):
+        multiple_choice(["x", "y"], [["a", "b", "c"]] * 2, labels, TOKENIZER)
+
+
 @pytest.mark.parametrize(
     ("class_names", "message"),
     [("ab", "list of names.*Received: class_names='ab'"), (["a", "a"], "must differ")],
