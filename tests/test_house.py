@@ -10,9 +10,9 @@ import kgpt
 
 # Each part may import, at the top of a file, itself and the parts before it.
 ORDER = (
-    *("keywords", "arguments", "console", "text", "tokenizer", "data", "kernels", "distribution"),
-    *("initializers", "layers", "losses", "metrics", "settings", "recipes", "generation"),
-    *("models", "convert", "callbacks", "plot", "plan"),
+    *("keywords", "arguments", "console", "files", "text", "tokenizer", "data", "kernels"),
+    *("distribution", "initializers", "low_rank", "layers", "losses", "metrics", "settings"),
+    *("recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
 )
 # The files and folders that may ask for the backend.
 BACKEND = (

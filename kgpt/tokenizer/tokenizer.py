@@ -2,13 +2,13 @@
 
 import os
 import re
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import keras
 
 from kgpt.arguments import checked
+from kgpt.files import written_whole
 from kgpt.text import shorten
 from kgpt.tokenizer import styles
 from kgpt.tokenizer.checks import check_ids, check_texts, check_unicode
@@ -195,13 +195,8 @@ class Tokenizer:
         Args:
             path: path of the file; an existing one is replaced.
         """
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-        try:
+        with written_whole(path) as unfinished:
             unfinished.write_text(self._rust.to_str(), encoding="utf-8", newline="\n")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def with_special_tokens(self, tokens: Sequence[str] = TASK_TOKENS) -> "Tokenizer":
         """Returns a tokenizer that also has these special tokens, for fine-tuning.
