@@ -179,6 +179,7 @@ RULES = {
     **dict.fromkeys(("rank", "num_return_sequences"), integer(1)),
     **dict.fromkeys(("num_classes", "num_choices"), integer(2)),
     **dict.fromkeys(("seed", "start", "end_of_text_id", "shard_index"), integer(0)),
+    "num_blocks": integer(0),
     **dict.fromkeys(("max_new_tokens", "min_new_tokens"), integer(0)),
     "temperature": number("[1e-30, 1e30]", 'sampler="greedy" is the limit at 0.'),
     "top_k": integer(1, "None is for all tokens."),
@@ -195,6 +196,7 @@ RULES = {
     "threshold": number("(0, 1)", "It is a probability."),
     "layer_decay": number("(0, 1]", "Try 0.9."),
     **dict.fromkeys(("learning_rate", "layer_norm_epsilon", "alpha"), number("(0, inf)")),
+    "lora_alpha": number("(0, inf)", "Names of layers are target_layer_names."),
     **dict.fromkeys(("final_learning_rate", "weight_decay", "lm_loss_weight"), number("[0, inf)")),
     "prompt_weight": number("[0, inf)"),
     "truncate": one_of("end", "start"),
@@ -210,7 +212,7 @@ RULES = {
     "activation": _activation,
     "head": _head,
     "task_metrics": _metrics,
-    "backbone": _backbone,
+    **dict.fromkeys(("backbone", "other"), _backbone),
     "tokenizer": _tokenizer,
 }
 

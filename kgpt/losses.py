@@ -73,7 +73,9 @@ def next_token_loss(hidden_states, embedding, targets, weights, training: bool =
     weights = ops.reshape(ops.cast(weights, "float32"), (-1,))
     if embedding is None:
         return reference(rows, lambda logits: logits, targets, weights)
-    if training:
+    if training and embedding.quantization_mode:  # its own product has no gradient: it rounds
+        projection = embedding(ops.arange(embedding.input_dim))
+    elif training:
         # The reshape hands over a tensor: TensorFlow's custom gradients take no variables.
         projection = ops.reshape(embedding.embeddings, embedding.embeddings.shape)
     else:

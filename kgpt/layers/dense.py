@@ -4,10 +4,11 @@ import keras
 from keras import ops
 
 from kgpt.kernels import linear
+from kgpt.low_rank import LowRankDense
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class Dense(keras.layers.Dense):
+class Dense(LowRankDense):
     """Keras's layer, with the product of `kgpt.kernels.linear`.
 
     Args:

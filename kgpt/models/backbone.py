@@ -9,10 +9,9 @@ from kgpt.kernels.platform import checked_policy
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import MovePadding
-from kgpt.models import lora, resize
+from kgpt.models import changes, resize
 from kgpt.models.inputs import complete_inputs
 from kgpt.models.presets import check_heads
-from kgpt.models.quantization import apply_quantization, quantization_config
 from kgpt.models.whole_model import WholeModel
 
 # The constructor's arguments that are attributes and entries of the config under the same name:
@@ -130,7 +129,7 @@ class GPTBackbone(WholeModel, keras.Model):
         # === Config ===
         self.embedding, self.decoder_blocks, self.final_norm = embedding, decoder_blocks, final_norm
         self.dtype_policy = policy
-        self.lora_rank = self.lora_alpha = None
+        self.lora_rank = self.lora_alpha = self.lora_target_layer_names = None
         for name, value in options.items():
             setattr(self, name, value)
         self.activation = decoder_blocks[0].feed_forward.activation
@@ -169,12 +168,6 @@ class GPTBackbone(WholeModel, keras.Model):
             new_cache.append(layer)
         return (h if self.final_norm is None else self.final_norm(h)), new_cache
 
-    # === LoRA ===
-
-    enable_lora = lora.enable_lora
-    merge_lora = lora.merge_lora
-    revive_lora = lora.revive_lora
-
     # === Keras's entry points ===
 
     # `call` completes the inputs itself: Keras's own check would insist on all three names.
@@ -197,22 +190,14 @@ class GPTBackbone(WholeModel, keras.Model):
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "quantization": quantization_config(self),
-            "lora_rank": self.lora_rank,
-            "lora_alpha": self.lora_alpha,
+            **changes.get_config(self),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        quantization = config.pop("quantization", None)
-        lora_rank, lora_alpha = config.pop("lora_rank", None), config.pop("lora_alpha", None)
+        config, later = changes.split(config)
         backbone = cls(**config)
-        apply_quantization(backbone, quantization)
-        if lora_rank is not None:
-            backbone.enable_lora(lora_rank, lora_alpha)
-            if not config.get("trainable", True):
-                backbone.trainable = False
+        changes.make(backbone, **later)
         return backbone
 
 

@@ -10,6 +10,7 @@ from kgpt.data.task_batches import TaskBatches
 from kgpt.data.text_sources import is_text, split_texts
 from kgpt.data.updates import Updates, by_update
 from kgpt.models.checks import check_rate_callbacks, check_something_counts
+from kgpt.models.lora import revive_lora
 from kgpt.models.text_inputs import batches_of
 
 # A fit of unknown length has no end to decay towards: the rate stays at its peak.
@@ -219,7 +220,7 @@ def _set_class_weight(task, class_weight):
 def _prepare_fit(task, class_weight, callbacks):
     """Returns the callbacks of a fit, after what it needs of the model."""
     _set_class_weight(task, class_weight)
-    task.backbone.revive_lora()
+    revive_lora(task.backbone)
     task.fit_began_at_step = None
     callbacks = _as_list(callbacks)
     if task._optimizer_is_default:

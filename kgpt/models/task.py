@@ -15,6 +15,7 @@ from kgpt.kernels.platform import num_replicas
 from kgpt.models import fitting
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
+from kgpt.models.lora import revive_lora
 from kgpt.models.quantization import apply_quantization, quantization_config
 from kgpt.models.trained_dtypes import check_trained_dtypes
 from kgpt.models.whole_model import WholeModel
@@ -177,7 +178,7 @@ class Task(WholeModel, keras.Model):
 
     def load_weights(self, *args, **kwargs):
         super().load_weights(*args, **kwargs)
-        self.backbone.revive_lora()
+        revive_lora(self.backbone)
 
     # === Data ===
 

@@ -6,11 +6,12 @@ from typing import Self
 
 import keras
 
+from kgpt.models import freezing, lora, lora_files
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
 
 
 class WholeModel:
-    """The base of `GPTBackbone` and `Task`: cloning, freezing, presets, export.
+    """The base of `GPTBackbone` and `Task`: cloning, LoRA, freezing, presets, export.
 
     `keras.models.clone_model` copies a functional model layer by layer. From the inputs and outputs
     of the copy it makes a model of the same class if the constructor takes any arguments, `*args`
@@ -62,6 +63,13 @@ class WholeModel:
                         f"{operation.name!r} once more, with its class and config."
                     )
                 )
+
+    enable_lora = lora.enable_lora
+    merge_lora = lora.merge_lora
+    save_lora_weights = lora_files.save_lora_weights
+    load_lora_weights = lora_files.load_lora_weights
+    freeze = freezing.freeze
+    unfreeze = freezing.unfreeze
 
     from_preset = from_preset
     presets = classmethod(preset_names)

@@ -127,7 +127,7 @@ def classifier_both_orders():
 
 def classifier_lora():
     model = kgpt.TextClassifier(make_backbone(), 2, lm_loss_weight=0.0, dropout=0.0)
-    model.backbone.enable_lora(2, alpha=4)
+    model.backbone.enable_lora(2, 4)
     model.compile(keras.optimizers.Adam(1e-2))
     return model, random_tokens(BATCH, LENGTH), np.array([1, 0, 1, 1])
 

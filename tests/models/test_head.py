@@ -476,10 +476,6 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, lora):
     resumed = fit(checkpoint())
 
     assert int(resumed.optimizer.iterations) == int(expected.optimizer.iterations) == 18
-    if lora:  # what was learned is in the matrices, and the additions begin afresh, and learn
-        factors = [w for w in resumed.backbone.trainable_weights if "lora_kernel_b" in w.path]
-        assert all(np.abs(to_numpy(w)).max() > 0 for w in factors)
-        return
     for a, b in zip(resumed.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

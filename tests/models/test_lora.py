@@ -10,12 +10,12 @@ VOCABULARY = 19
 QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
-def make_classifier(rank=4, alpha=None):
+def make_classifier(rank=4, **options):
     keras.utils.set_random_seed(0)
     backbone = kgpt.GPTBackbone(VOCABULARY, 2, 3, 12, max_sequence_length=9, dropout=0.0)
     randomize(backbone)
     if rank:
-        backbone.enable_lora(rank, alpha)
+        backbone.enable_lora(rank, **options)
     model = kgpt.TextClassifier(backbone, num_classes=3, dropout=0.0)
     model.compile(keras.optimizers.SGD(0.5), **QUICK)
     return model
@@ -67,7 +67,7 @@ def test_a_fit_changes_the_additions_and_the_head_and_nothing_else(data):
 
 
 def test_an_addition_is_the_product_of_its_factors_times_alpha_over_rank(data):
-    backbone = make_classifier(rank=4, alpha=6).backbone
+    backbone = make_classifier(rank=4, lora_alpha=6).backbone
     dense = backbone.decoder_blocks[1].attention.query_key_value
     a, b = (np.random.default_rng(0).standard_normal(s) for s in ((12, 4), (4, 36)))
     x = np.random.default_rng(1).standard_normal((5, 12)).astype("float32")
@@ -140,6 +140,133 @@ def test_merged_additions_are_saved_as_plain_weights(data, tmp_path):
     np.testing.assert_allclose(
         to_numpy(loaded.backbone(data[0])), to_numpy(model.backbone(data[0])), atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [(["query", "value"], [0, 2]), (("key",), [1]), (["value", "key", "query"], [0, 1, 2])],
+)
+def test_only_the_layers_that_are_named_change(data, names, parts):
+    model = make_classifier(target_layer_names=names)
+    dense = model.backbone.decoder_blocks[1].attention.query_key_value
+    plain = to_numpy(dense._kernel).copy()
+    before = values(model.weights)
+
+    model.fit(*data, epochs=2, verbose=0)
+
+    factors = [w for w in model.backbone.trainable_weights if "lora" in w.path]
+    assert [w.shape for w in factors] == [(12, 4), (4, 12 * len(parts))] * 2
+    assert changed(model.backbone.weights, before) == {w.path for w in factors}
+    columns = np.split(to_numpy(dense.kernel) - plain, 3, axis=1)
+    assert [i for i, part in enumerate(columns) if np.abs(part).max() > 0] == parts
+    a, b = (to_numpy(factor) for factor in dense.lora_factors)
+    np.testing.assert_allclose(np.concatenate([columns[i] for i in parts], 1), a @ b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("attention_output", "attention/output_projection"),
+        ("feedforward_intermediate_dense", "feed_forward/expansion"),
+        ("feedforward_output_dense", "feed_forward/output_projection"),
+    ],
+)
+def test_each_matrix_has_its_name(name, layer):
+    backbone = make_classifier(rank=2, target_layer_names=[name]).backbone
+
+    paths = {w.path.rpartition("decoder_block_0/")[2] for w in backbone.trainable_weights[:2]}
+    assert paths == {f"{layer}/lora_kernel_a", f"{layer}/lora_kernel_b"}
+    assert len(backbone.trainable_weights) == 4
+
+
+@pytest.mark.parametrize("names", ["query", [], ["querry"], ["query", 3], [["query"]], 4, {}])
+def test_other_names_are_refused_with_those_that_there_are(names):
+    backbone = make_classifier(rank=None).backbone
+
+    with pytest.raises(
+        ValueError, match=r"target_layer_names must be .* 'key', .*Received: target"
+    ):
+        backbone.enable_lora(2, target_layer_names=names)
+    assert backbone.lora_rank is None
+
+
+def test_names_in_the_place_of_alpha_are_refused():
+    with pytest.raises(ValueError, match=r"lora_alpha must .*\['query'\].*target_layer_names"):
+        make_classifier(rank=None).backbone.enable_lora(4, ["query"])
+
+
+@pytest.mark.parametrize("mode", [None, "int8", "int4"])
+def test_files_keep_matrices_and_additions_as_they_are(data, tmp_path, mode):
+    model = make_classifier(rank=None)
+    if mode:
+        model.quantize(mode)
+    model.enable_lora(4, 6, ["query", "value", "feedforward_output_dense"])
+    model.compile(keras.optimizers.SGD(0.1), **QUICK)
+    model.fit(*data, verbose=0)
+    outputs = model.predict(data[0], verbose=0)
+    model.save(tmp_path / "lora.keras")
+    model.save_weights(tmp_path / "lora.weights.h5")
+
+    loaded = keras.models.load_model(tmp_path / "lora.keras")
+    other = type(model).from_config(model.get_config())
+    other.load_weights(tmp_path / "lora.weights.h5")
+
+    for one in (loaded, other):
+        for own, theirs in zip(one.weights, model.weights, strict=True):
+            np.testing.assert_array_equal(to_numpy(own), to_numpy(theirs))
+        np.testing.assert_allclose(one.predict(data[0], verbose=0), outputs, atol=1e-6)
+    assert [w.path for w in loaded.trainable_weights] == [w.path for w in model.trainable_weights]
+    assert {w.path for w in model.trainable_weights if "lora" in w.path}
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_over_quantized_weights_a_language_model_learns_from_the_loss_that_it_reports(data, mode):
+    lm = kgpt.CausalLM(make_classifier(rank=None).backbone)
+    lm.quantize(mode)
+    lm.enable_lora(4)
+    lm.compile(keras.optimizers.Adam(0.05), **QUICK)
+    before = lm.evaluate(data[0], verbose=0, return_dict=True)["loss"]
+
+    losses = lm.fit(data[0], batch_size=8, epochs=5, verbose=0).history["loss"]
+
+    np.testing.assert_allclose(losses[0], before, rtol=0.05)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("names", [None, ["query", "value"]])
+def test_a_model_without_additions_loads_the_sum(data, tmp_path, names):
+    model, plain = make_classifier(target_layer_names=names), make_classifier(rank=None)
+    model.fit(*data, verbose=0)
+    model.save_weights(tmp_path / "lora.weights.h5")
+
+    plain.load_weights(tmp_path / "lora.weights.h5")
+
+    expected = model.predict(data[0], verbose=0)
+    np.testing.assert_allclose(plain.predict(data[0], verbose=0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 2}, {"lora_alpha": 3}, {"target_layer_names": ["query"]}],
+    ids=lambda options: next(iter(options)),
+)
+def test_weights_of_other_additions_are_refused(tmp_path, options):
+    make_classifier(**{"rank": 4, "target_layer_names": ["key"]}).save_weights(
+        tmp_path / "lora.weights.h5"
+    )
+    other = make_classifier(**{"rank": 4, "target_layer_names": ["key"], **options})
+
+    with pytest.raises(ValueError, match="could not be loaded"):
+        other.load_weights(tmp_path / "lora.weights.h5")
+
+
+def test_weights_with_additions_are_refused_by_quantized_ones_without(tmp_path):
+    make_classifier().save_weights(tmp_path / "lora.weights.h5")
+    model = make_classifier(rank=None)
+    model.quantize("int8")
+
+    with pytest.raises(ValueError, match="could not be loaded"):
+        model.load_weights(tmp_path / "lora.weights.h5")
 
 
 @pytest.mark.parametrize("rank", [0, -1, 2.5, True, None])

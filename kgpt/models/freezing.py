@@ -1,0 +1,83 @@
+"""Which parts of a body are trained. The functions are methods of `GPTBackbone` and of tasks."""
+
+from kgpt.arguments import checked
+
+
+@checked
+def freeze(self, num_blocks: int):
+    """Trains neither the embeddings nor the first decoder blocks; the rest of the body is trained.
+
+    Not trained are the token and position embeddings, which the output of a `CausalLM` is tied to,
+    and all weights of the first `num_blocks` blocks, LoRA's factors too. Trained are the other
+    blocks, the final norm of a GPT-2 body, and a task's own weights; with LoRA, of the other
+    blocks the factors alone. Dropout stays as it is. The last call counts, whatever was trained
+    before: `freeze(0)` is for the embeddings alone, `unfreeze()` trains all, and
+    `backbone.trainable = False` nothing of the body. As in Keras, a model that was compiled before
+    has to be compiled again. The files of the model keep what is frozen.
+
+    Args:
+        self: the `GPTBackbone`, or a task over it.
+        num_blocks: int, at least 0. Number of decoder blocks to freeze, from the first on.
+
+    Raises:
+        ValueError: for more blocks than there are.
+
+    Example:
+        lm.freeze(1)
+        lm.compile(kgpt.recipes.finetuning_optimizer(steps=600))
+    """
+    backbone = body_of(self)
+    if num_blocks > backbone.num_layers:
+        raise ValueError(
+            "There must be as many blocks as are frozen. "
+            f"Received: num_blocks={num_blocks} for a backbone with "
+            f"num_layers={backbone.num_layers}."
+        )
+    set_trained(backbone, num_blocks)
+
+
+def unfreeze(self):
+    """Trains the whole body again; with LoRA, the factors of all blocks alone.
+
+    As in Keras, a model that was compiled before has to be compiled again.
+
+    Args:
+        self: the `GPTBackbone`, or a task over it.
+
+    Example:
+        lm.freeze(1)
+        lm.unfreeze()
+    """
+    set_trained(body_of(self), None)
+
+
+def body_of(model):
+    """Returns the `GPTBackbone` of a task; a `GPTBackbone` itself."""
+    return getattr(model, "backbone", model)
+
+
+def num_frozen_blocks(backbone) -> int | None:
+    """Returns what `freeze` was called with; None if all blocks are trained or all is frozen."""
+    if not backbone.trainable or backbone.embedding.trainable:
+        return None
+    return next(
+        (i for i, block in enumerate(backbone.decoder_blocks) if block.trainable),
+        backbone.num_layers,
+    )
+
+
+def set_trained(backbone, num_frozen: int | None):
+    """Marks what is trained: all weights or LoRA's factors alone, and nothing that is frozen.
+
+    Args:
+        backbone: the `GPTBackbone`.
+        num_frozen: how many blocks are frozen, beside the embeddings; None for neither.
+    """
+    for value in (False, True):  # on TensorFlow, Keras sets only what has another value
+        backbone.trainable = value
+    if backbone.lora_rank is not None:
+        for variable in backbone.trainable_variables:
+            variable.trainable = variable.name.startswith("lora_kernel")
+    if num_frozen is not None:
+        for layer in (backbone.embedding, *backbone.decoder_blocks[:num_frozen]):
+            layer.trainable = False
