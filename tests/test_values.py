@@ -62,6 +62,11 @@ MAKERS = {
         **{"name": "gpt_nano", "load_weights": False, **arguments}
     ),
     "enable_lora": lambda **arguments: backbone().enable_lora(**{"rank": 2, **arguments}),
+    "freeze": lambda **arguments: backbone().freeze(**arguments),
+    "take_blocks": lambda **arguments: backbone().take_blocks(backbone(), **arguments),
+    "with_max_sequence_length": lambda **arguments: backbone().with_max_sequence_length(
+        **arguments
+    ),
     "with_vocabulary_size": lambda **arguments: backbone().with_vocabulary_size(**arguments),
     "predict_text": lambda **arguments: kgpt.TextClassifier(
         backbone(), 2, tokenizer=tokenizer()
@@ -171,7 +176,11 @@ WRONG = [
     ("from_preset", "dropout", [1.0]),
     ("from_preset", "load_weights", FLAGS),
     ("enable_lora", "rank", [*COUNTS, None]),
-    ("enable_lora", "alpha", NUMBERS),
+    ("enable_lora", "lora_alpha", [*NUMBERS, ["query"]]),
+    ("enable_lora", "target_layer_names", ["query", [], ["querry"], [5], 4]),
+    ("freeze", "num_blocks", [*PLACES, 2, None]),
+    ("take_blocks", "num_blocks", [*PLACES, 2, None]),
+    ("with_max_sequence_length", "max_sequence_length", [*COUNTS, None]),
     ("with_vocabulary_size", "vocabulary_size", [*COUNTS, 299, 300.0]),
     ("predict_text", "batch_size", COUNTS),
     ("predict_text", "probabilities", FLAGS),
@@ -434,8 +443,13 @@ PUBLIC = [
     kgpt.CausalLM.embed,
     *(getattr(kgpt, head).predict_text for head in HEADS[:3]),
     kgpt.metrics.multi_label_scores,
-    kgpt.GPTBackbone.enable_lora,
+    *(
+        getattr(kgpt.GPTBackbone, name)
+        for name in ("enable_lora", "save_lora_weights", "load_lora_weights", "freeze")
+    ),
+    kgpt.GPTBackbone.take_blocks,
     kgpt.GPTBackbone.with_vocabulary_size,
+    kgpt.GPTBackbone.with_max_sequence_length,
     kgpt.plot.training_curves,
 ]
 

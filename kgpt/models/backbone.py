@@ -9,7 +9,7 @@ from kgpt.kernels.platform import checked_policy
 from kgpt.layers import DecoderBlock, TokenAndPositionEmbedding
 from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import MovePadding
-from kgpt.models import changes, resize
+from kgpt.models import changes, resize, transfer
 from kgpt.models.inputs import complete_inputs
 from kgpt.models.presets import check_heads
 from kgpt.models.whole_model import WholeModel
@@ -140,6 +140,7 @@ class GPTBackbone(WholeModel, keras.Model):
         return self.embedding.token_embedding
 
     with_vocabulary_size = resize.with_vocabulary_size
+    take_blocks = transfer.take_blocks
 
     # === Generation ===
 

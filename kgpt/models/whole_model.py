@@ -6,7 +6,7 @@ from typing import Self
 
 import keras
 
-from kgpt.models import freezing, lora, lora_files
+from kgpt.models import freezing, lora, lora_files, resize
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
 
 
@@ -70,6 +70,7 @@ class WholeModel:
     load_lora_weights = lora_files.load_lora_weights
     freeze = freezing.freeze
     unfreeze = freezing.unfreeze
+    with_max_sequence_length = resize.with_max_sequence_length
 
     from_preset = from_preset
     presets = classmethod(preset_names)
