@@ -51,6 +51,39 @@ def compiled_functions_end_with_their_file():
         jax.clear_caches()
 
 
+# What does not depend on a compiled step: TensorFlow spends most of the time on making graphs.
+EAGER_ON_TENSORFLOW = (
+    *(
+        "convert/test_presets",
+        "convert/test_trained_heads",
+        "data/",
+        "models/test_arguments_of_fit",
+    ),
+    *("models/test_classifier", "models/test_compile_arguments", "models/test_freezing"),
+    *("models/test_keras_", "models/test_lora"),
+    *("models/test_multi", "models/test_regressor", "models/test_resize", "models/test_scoring"),
+    *("models/test_text_straight_in", "models/test_weights_and_targets"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def functions_of_tensorflow(request):
+    """Runs TensorFlow's functions as Python in the files that are named above."""
+    is_eager = is_among(request.path, EAGER_ON_TENSORFLOW)
+    if keras.backend.backend() != "tensorflow" or not is_eager:
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def is_among(path, names):
+    return path.relative_to(Path(__file__).parent).as_posix().startswith(names)
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """The folder of real vocabularies and texts that some tests compare with."""
@@ -73,7 +106,6 @@ ANY_BACKEND = (
 
 def pytest_collection_modifyitems(items):
     """Marks the tests that the runs on further backends leave out."""
-    tests = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(tests).as_posix().startswith(ANY_BACKEND):
+        if is_among(item.path, ANY_BACKEND):
             item.add_marker(pytest.mark.any_backend)
