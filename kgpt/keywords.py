@@ -65,6 +65,9 @@ _NOT_BESIDE = {
         "keras.ops.softmax(logits).",
         "dtype": "It is the backbone's: try kgpt.GPTBackbone(..., dtype=...).",
     },
+    "jit_compile": {
+        "sampler": "It belongs to the call: try lm.generate(..., sampler=...).",
+    },
     "prompts": {
         "early_stopping": "Beams end when all have stopped, or after max_new_tokens.",
         "length_penalty": "Beams are compared by their log-probability as it is.",

@@ -11,6 +11,7 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for each other longer
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # processes started from here inherit it

@@ -119,6 +119,12 @@ def backbone_options_in(name_or_folder) -> dict:
     return configs.backbone_options(_read_config(folder), None)
 
 
+def task_in(name_or_folder) -> str:
+    """Returns the task whose head is in a folder or repository."""
+    folder = _folder(name_or_folder, None, None)
+    return configs.task_in_files(_read_config(folder), find_tensors(folder))
+
+
 def _folder(name_or_folder, revision, cache_dir, files=_FILES) -> Path:
     """Returns the folder itself, or the one in the hub's cache after the download."""
     name = os.fspath(name_or_folder)

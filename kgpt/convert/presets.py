@@ -13,10 +13,15 @@ import keras
 from kgpt.arguments import check_keywords, named_parameters, refuse
 from kgpt.console import show
 from kgpt.convert import configs
-from kgpt.convert.huggingface import backbone_options_in, from_huggingface, to_huggingface
+from kgpt.convert.huggingface import (
+    backbone_options_in,
+    from_huggingface,
+    task_in,
+    to_huggingface,
+)
 from kgpt.convert.model_card import model_card
 from kgpt.convert.weights import import_extra
-from kgpt.models import GPTBackbone
+from kgpt.models import GPTBackbone, Head
 from kgpt.models.presets import HUB, PRESETS
 
 _MODEL_FILE = "model.keras"
@@ -64,6 +69,9 @@ def load(cls, name, load_weights: bool, options: dict):
 
 def _from_huggingface(cls, source, of_body, of_head):
     task = next((task for task, model in configs.MODELS.items() if cls is model), None)
+    is_head = task not in (None, "backbone", "causal_lm")
+    if is_head and configs.TASKS[task] != configs.TASKS[task_in(source)]:
+        task = None  # it is not in the files
     if task == "backbone":
         return from_huggingface(source, task, **of_body)
     kept = {key: of_body.pop(key) for key in ("dtype", "dropout") if key in of_body}
@@ -73,9 +81,9 @@ def _from_huggingface(cls, source, of_body, of_head):
             f"{name} is the body's, which has its weights. Received: {name}={of_body[name]!r}. Try "
             f"GPTBackbone.from_preset(..., {name}=...) and a {cls.__name__} over it."
         )
-    if task is None:  # a head of one's own, over the body of a language model
+    if task is None:
         lm = from_huggingface(source, "causal_lm", **kept)
-        return cls(lm.backbone, **{"tokenizer": lm.tokenizer, **of_head})
+        return _with_fresh_head(cls, lm.backbone, lm.tokenizer, of_head)
     return from_huggingface(source, task, **kept, **of_head)
 
 
@@ -89,7 +97,18 @@ def _from_keras_file(cls, path, load_weights, of_body, of_head):
         body = fresh
     elif type(model) is cls and not of_head:
         return model
-    return _with_head(cls, body, {"tokenizer": getattr(model, "tokenizer", None), **of_head})
+    tokenizer = getattr(model, "tokenizer", None)
+    if issubclass(cls, Head) and load_weights and tokenizer is not None:
+        return _with_fresh_head(cls, body, tokenizer, of_head)
+    return _with_head(cls, body, {"tokenizer": tokenizer, **of_head})
+
+
+def _with_fresh_head(cls, body, tokenizer, of_head):
+    """Returns a new head; the tokens that it needs are added where the tokenizer lacks them."""
+    if tokenizer is not None and "tokenizer" not in of_head:
+        tokenizer = tokenizer.with_special_tokens()
+        body = body.with_vocabulary_size(max(body.vocabulary_size, tokenizer.vocabulary_size))
+    return cls(body, **{"tokenizer": tokenizer, **of_head})
 
 
 def _with_head(cls, body, of_head):
@@ -106,6 +125,12 @@ def _parted(cls, options) -> tuple[dict, dict]:
     if not issubclass(cls, GPTBackbone):
         named = named_parameters(inspect.signature(cls.__init__))
         head = [*(name for name in named if name != "backbone"), *further]
+    if issubclass(cls, Head) and "activation" in options:
+        raise TypeError(
+            f"{cls.__name__}.from_preset() has no argument 'activation'. The outputs are as they "
+            "come, logits for classes: try keras.ops.softmax(logits). The body's is an argument of "
+            "GPTBackbone.from_preset()."
+        )
     known = [*head, *(p for p in body if p not in head)]
     unknown = [name for name in options if name not in known]
     if unknown:

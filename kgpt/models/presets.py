@@ -65,6 +65,8 @@ def from_preset(cls: type[Model], name, load_weights: bool = True, **overrides) 
             `"gpt_micro"` and `"gpt_mini"` are sizes for laptops, without weights. Or a folder, as
             `save_to_preset` or transformers write it; or a handle on the hub,
             `"hf://organization/name"`.
+            A head over the files of a language model is new; the start, delimiter and classify
+            tokens that it needs are added where the tokenizer lacks them.
         load_weights: bool. False gives a fresh body of that size, and no tokenizer.
         **overrides: arguments of the model, such as `num_classes` of a `TextClassifier`, and of
             the backbone. Those that change a weight's shape need `load_weights=False`. `dropout`

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from kgpt import recipes
+from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import num_replicas
@@ -130,6 +131,7 @@ class Task(WholeModel, keras.Model):
             return self.states_and_outputs(inputs, training=training)
         return super().call(inputs, training=training, mask=mask)
 
+    @checked(passes_on=keras.Model.compile)
     def compile(self, optimizer: object = "default", loss=None, **kwargs):
         """Configures training as `keras.Model.compile` does, with GPT's defaults.
 

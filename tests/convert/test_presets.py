@@ -67,6 +67,25 @@ class TestNames:
         assert classifier.num_classes == 3
         assert classifier.tokenizer is not None
 
+    @pytest.mark.parametrize("files", ["transformers", "keras"])
+    def test_a_fresh_head_has_the_tokens_that_it_needs(self, tmp_path, files):
+        tokenizer = kgpt.Tokenizer.train(["a fine film, a dull one"], 258, special_tokens=())
+        options = {} if files == "transformers" else {"query_key_norm": True}
+        backbone = randomize(kgpt.GPTBackbone(tokenizer.vocabulary_size, **SIZES, **options))
+        kgpt.CausalLM(backbone, tokenizer=tokenizer).save_to_preset(tmp_path / "lm")
+
+        classifier = kgpt.TextClassifier.from_preset(tmp_path / "lm", num_classes=2, dropout=0.0)
+
+        expected = tokenizer.with_special_tokens().vocabulary_size
+        assert classifier.backbone.vocabulary_size == expected > tokenizer.vocabulary_size
+        np.testing.assert_allclose(outputs(classifier.backbone), outputs(backbone), atol=1e-6)
+        assert classifier.predict(["a fine film"], verbose=0).shape == (1, 2)
+
+    def test_the_activation_of_a_head_is_refused(self, served):
+        for options in ({}, {"load_weights": False}):
+            with pytest.raises(TypeError, match=r"no argument 'activation'.*softmax\(logits\)"):
+                kgpt.TextClassifier.from_preset("gpt2", activation="softmax", **options)
+
     def test_without_weights_nothing_is_downloaded(self, served):
         backbone = kgpt.GPTBackbone.from_preset("gpt_nano", load_weights=False, num_layers=1)
         lm = kgpt.CausalLM.from_preset("gpt_nano", load_weights=False, num_layers=1)

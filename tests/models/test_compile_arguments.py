@@ -101,3 +101,12 @@ class TestCallbacksThatSetTheRate:
         lm.fit(IDS, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)], verbose=0)
 
         np.testing.assert_allclose(float(lm.optimizer.learning_rate), 0.1, rtol=1e-6)
+
+
+def test_a_sampler_is_answered_with_where_it_belongs():
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(30, 1, 1, 4, 8))
+
+    with pytest.raises(TypeError, match=r"compile\(\) has no argument 'sampler'.*lm.generate"):
+        lm.compile(sampler="greedy")
+    with pytest.raises(TypeError, match=r"'jit_compiled'. Did you mean jit_compile"):
+        lm.compile(jit_compiled=True)
