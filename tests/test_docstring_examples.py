@@ -173,6 +173,8 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
     if re.search("to_huggingface|save_to_preset|push_to_hub|model_card", code):
         pytest.importorskip("safetensors", reason="the extra `hub`")
         pytest.importorskip("huggingface_hub", reason="the extra `hub`")
+    if "_scores(" in code:
+        pytest.importorskip("sklearn", reason="the extra `scores`")
     if "read_texts" in code:
         pytest.importorskip("pyarrow", reason="the extra `tables`")
     if 'format="onnx"' in code and keras.config.backend() == "jax":
