@@ -126,7 +126,8 @@ def main():
     path = options.results / "gpu.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    options.peers = ("transformers", "transformers_compiled") if backend == "torch" else ()
+    has_peers = backend == "torch" and not options.cpu_test  # compiling them takes a minute
+    options.peers = ("transformers", "transformers_compiled") if has_peers else ()
     for label, unit, spec in make_cases(options):
         if not any(words in label for words in options.cases):
             continue
