@@ -62,7 +62,7 @@ _NOTES = {
 _NOT_BESIDE = {
     "backbone": {
         "activation": "The outputs are as they come, logits for classes: try "
-        "keras.ops.softmax(logits).",
+        "keras.ops.softmax(logits). The body's is an argument of kgpt.GPTBackbone.",
         "dtype": "It is the backbone's: try kgpt.GPTBackbone(..., dtype=...).",
     },
     "jit_compile": {

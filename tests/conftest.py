@@ -54,14 +54,9 @@ def compiled_functions_end_with_their_file():
 
 # What does not depend on a compiled step: TensorFlow spends most of the time on making graphs.
 EAGER_ON_TENSORFLOW = (
-    *(
-        "convert/test_presets",
-        "convert/test_trained_heads",
-        "data/",
-        "models/test_arguments_of_fit",
-    ),
-    *("models/test_classifier", "models/test_compile_arguments", "models/test_freezing"),
-    *("models/test_keras_", "models/test_lora"),
+    *("convert/test_presets", "convert/test_trained_heads", "data/"),
+    *("models/test_arguments_of_fit", "models/test_classifier", "models/test_compile_arguments"),
+    *("models/test_freezing", "models/test_keras_", "models/test_lora"),
     *("models/test_multi", "models/test_regressor", "models/test_resize", "models/test_scoring"),
     *("models/test_text_straight_in", "models/test_weights_and_targets"),
 )

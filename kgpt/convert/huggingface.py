@@ -91,7 +91,7 @@ def from_huggingface(
         raise ValueError(
             f"task must be auto or one of {', '.join(configs.TASKS)}. Received: task={task!r}."
         )
-    folder = _folder(name_or_folder, revision, cache_dir)
+    folder = downloaded(name_or_folder, revision, cache_dir)
     config, tensors = _read_config(folder), find_tensors(folder)
     options = configs.backbone_options(config, dropout)
     task_in_files = configs.task_in_files(config, tensors)
@@ -115,17 +115,16 @@ def from_huggingface(
 
 def backbone_options_in(name_or_folder) -> dict:
     """Returns the arguments of a `GPTBackbone` of the size that a folder or repository has."""
-    folder = _folder(name_or_folder, None, None, ["config.json"])
+    folder = downloaded(name_or_folder, files=["config.json"])
     return configs.backbone_options(_read_config(folder), None)
 
 
-def task_in(name_or_folder) -> str:
-    """Returns the task whose head is in a folder or repository."""
-    folder = _folder(name_or_folder, None, None)
+def task_in(folder: Path) -> str:
+    """Returns the task whose head is in a folder."""
     return configs.task_in_files(_read_config(folder), find_tensors(folder))
 
 
-def _folder(name_or_folder, revision, cache_dir, files=_FILES) -> Path:
+def downloaded(name_or_folder, revision=None, cache_dir=None, files=_FILES) -> Path:
     """Returns the folder itself, or the one in the hub's cache after the download."""
     name = os.fspath(name_or_folder)
     if Path(name).is_dir():

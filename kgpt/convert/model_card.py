@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kgpt.convert.weights import import_extra
+from kgpt.files import written_whole
 from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 
 _PIPELINES = {
@@ -178,9 +179,5 @@ def _escape(text):
 def _write(path, text):
     path = path / "README.md" if path.is_dir() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

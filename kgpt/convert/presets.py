@@ -15,6 +15,7 @@ from kgpt.console import show
 from kgpt.convert import configs
 from kgpt.convert.huggingface import (
     backbone_options_in,
+    downloaded,
     from_huggingface,
     task_in,
     to_huggingface,
@@ -69,9 +70,10 @@ def load(cls, name, load_weights: bool, options: dict):
 
 def _from_huggingface(cls, source, of_body, of_head):
     task = next((task for task, model in configs.MODELS.items() if cls is model), None)
-    is_head = task not in (None, "backbone", "causal_lm")
-    if is_head and configs.TASKS[task] != configs.TASKS[task_in(source)]:
-        task = None  # it is not in the files
+    if task not in (None, "backbone", "causal_lm"):
+        source = downloaded(source)  # it is read twice
+        if configs.TASKS[task] != configs.TASKS[task_in(source)]:
+            task = None  # the head is not in the files
     if task == "backbone":
         return from_huggingface(source, task, **of_body)
     kept = {key: of_body.pop(key) for key in ("dtype", "dropout") if key in of_body}
@@ -98,7 +100,7 @@ def _from_keras_file(cls, path, load_weights, of_body, of_head):
     elif type(model) is cls and not of_head:
         return model
     tokenizer = getattr(model, "tokenizer", None)
-    if issubclass(cls, Head) and load_weights and tokenizer is not None:
+    if issubclass(cls, Head) and load_weights:
         return _with_fresh_head(cls, body, tokenizer, of_head)
     return _with_head(cls, body, {"tokenizer": tokenizer, **of_head})
 
@@ -126,11 +128,7 @@ def _parted(cls, options) -> tuple[dict, dict]:
         named = named_parameters(inspect.signature(cls.__init__))
         head = [*(name for name in named if name != "backbone"), *further]
     if issubclass(cls, Head) and "activation" in options:
-        raise TypeError(
-            f"{cls.__name__}.from_preset() has no argument 'activation'. The outputs are as they "
-            "come, logits for classes: try keras.ops.softmax(logits). The body's is an argument of "
-            "GPTBackbone.from_preset()."
-        )
+        check_keywords(f"{cls.__name__}.from_preset", ["backbone"], ["activation"])
     known = [*head, *(p for p in body if p not in head)]
     unknown = [name for name in options if name not in known]
     if unknown:

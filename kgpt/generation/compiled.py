@@ -115,9 +115,7 @@ def _make_step(run_step, sampler, vocabulary, options):
             filters, `(batch,)`, or (); `tokens` with the next ones; and the cache.
         """
         slot, prompt_slots = ops.cast(slot, "int32"), tokens.shape[1] - new_slots
-        all_logits, _, cache = run_step(
-            ops.take(tokens, slot, axis=1)[:, None], cache, slot, new_slots
-        )
+        all_logits, _, cache = run_step(_column(tokens, slot), cache, slot, new_slots)
         logits = all_logits[:, :vocabulary]
         if options.has_early:
             logits = ban_stops(logits, stops, slot - prompt_slots + 1 < early)
@@ -163,6 +161,11 @@ def _make_loop(backbone, sampler, next_tokens, options):
         return tokens, scores
 
     return complete
+
+
+def _column(rows, slot):
+    """Returns the column `(batch, 1)` of a slot: of a slice, XLA would compile each slot anew."""
+    return ops.take(rows, slot, axis=1)[:, None]
 
 
 def _put(rows, new, slot):
@@ -235,9 +238,7 @@ def _make_search(backbone, sampler, run_step, vocabulary):
 
         def next_logits(tokens, cache, index):
             slot = ops.cast(index - 1, "int32")
-            logits, h, cache = run_step(
-                ops.take(tokens, slot, axis=1)[:, None], cache, slot, new_slots
-            )
+            logits, h, cache = run_step(_column(tokens, slot), cache, slot, new_slots)
             logits = logits[:, :vocabulary]
             if stops.shape[0]:
                 logits = _stay_at_stop(logits, tokens, mask, stops)

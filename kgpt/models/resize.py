@@ -4,6 +4,7 @@ from keras import ops
 
 from kgpt.arguments import checked
 from kgpt.models.freezing import body_of
+from kgpt.models.quantization import quantization_config
 
 
 @checked
@@ -85,7 +86,7 @@ def _with_size(model, name, size):
 
 def check_plain(backbone, what: str):
     """Raises ValueError for a body with LoRA or quantized weights, which can't be `what`."""
-    is_quantized = any(layer.quantization_mode for layer in backbone._flatten_layers())
+    is_quantized = bool(quantization_config(backbone))
     if backbone.lora_rank is not None or is_quantized:
         raise ValueError(
             f"Only a backbone with plain weights can be {what}. Received: one with "
