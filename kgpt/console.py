@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import threading
 import time
 
 import keras
@@ -56,6 +57,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
     def __init__(self):
         super().__init__()
         self._is_in_fit = False
+        self._lock = threading.Lock()
 
     def on_train_begin(self, logs=None):
         self._is_in_fit = True
@@ -101,6 +103,11 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         self._line.update(f"{self._count()} - the first step takes longest ...")
 
     def _step(self, batch, logs):
+        with self._lock:  # on JAX, Keras calls from several threads, and in any order
+            if batch >= self.seen:
+                self._show_step(batch, logs)
+
+    def _show_step(self, batch, logs):
         self.seen = batch + 1
         if self._first_step_took is None:
             self._first_step_took = self._line.seconds, self.seen

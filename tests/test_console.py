@@ -102,7 +102,7 @@ def test_the_progress_bar_keeps_to_its_line(lm, rows, monkeypatch, columns):
 
     lines = terminal.getvalue().split("\n")
     states = [state for line in lines for state in line.split("\r")]
-    assert len(states) > 4 * 65
+    assert len(states) > 2 * 65  # on JAX, steps that are told late are left out
     assert max(map(len, states)) <= columns
     assert len(lines) < {40: 24, 80: 10}[columns]
     for name in ("loss", "accuracy", "perplexity"):
@@ -110,7 +110,7 @@ def test_the_progress_bar_keeps_to_its_line(lm, rows, monkeypatch, columns):
         assert re.search(rf"\b{name}: ", terminal.getvalue())
     if columns == 80:
         assert re.search(
-            r"10/65 \[=*\.+\] \d+s left - accuracy: .* - perplexity: ", "".join(states)
+            r"\d+/65 \[=+\.+\] \d+s left - accuracy: .* - perplexity: ", "".join(states)
         )
 
 
@@ -123,6 +123,18 @@ def test_a_file_gets_the_figures_of_each_epoch_in_one_line(lm, rows, capsys):
     assert figures.startswith("65/65 ")
     assert " - val_perplexity: " in figures
     assert not {"\r", "\b", "\x1b"} & set(out)
+
+
+def test_steps_that_are_told_out_of_order_leave_the_last_one(capsys):
+    bar = ProgressBar()
+    bar.set_params({"epochs": 1, "steps": 3, "verbose": 1})
+
+    bar.on_epoch_begin(0)
+    for batch in (1, 2, 0):
+        bar.on_train_batch_end(batch, {"loss": float(batch)})
+    bar.on_epoch_end(0, {"loss": 2.0})
+
+    assert capsys.readouterr().out.startswith("3/3 ")
 
 
 def test_data_of_unknown_length_has_a_bar_too(lm, rows, capsys):
