@@ -24,7 +24,7 @@ BACKEND = (
     "data/text_sources.py",
     "data/windows.py",
     "settings.py",
-    "callbacks.py",
+    "callbacks/random_states.py",
     "models/task.py",
 )
 BACKENDS = ("tensorflow", "jax", "torch")

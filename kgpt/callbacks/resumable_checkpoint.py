@@ -1,20 +1,15 @@
-"""Callbacks for long runs: carry on after a crash, see samples and scores while training."""
+"""Carry on after a crash: the state of a training run, kept in a folder."""
 
 import json
-import math
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import keras
 
-from kgpt.arguments import checked, flag, integer, is_int, refuse
+from kgpt.arguments import checked, is_int
+from kgpt.callbacks.random_states import random_states, set_random_states
 from kgpt.console import show
-from kgpt.generation import arguments, generate
-from kgpt.metrics import classification_scores, multi_label_scores, regression_scores
-
-__all__ = ["GenerateSamples", "ResumableCheckpoint", "Scores"]
 
 
 class ResumableCheckpoint(keras.callbacks.Callback):
@@ -86,7 +81,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
                 f"The checkpoint in {self.folder} is of another model: {error} "
                 "Take another folder, or delete this one to start afresh."
             ) from error
-        _set_random_states(model, progress["random_states"])
+        set_random_states(model, progress["random_states"])
         self._first_step = progress["first_step"]
         self._epoch, self._steps = progress["epoch"], progress["steps"]
         self._saved_at = self._steps
@@ -131,7 +126,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             "steps": self._steps,
             "first_step": self._first_step,
             "data": self._data_start,
-            "random_states": _random_states(model),
+            "random_states": random_states(model),
         }
         earlier = self._checkpoints()
         number = 1 + (_number(earlier[-1]) if earlier else 0)
@@ -156,127 +151,3 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
 def _number(checkpoint):
     return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def _seeds(model):
-    """Returns the states of the model's random generators, which weight files leave out."""
-    return [v for v in model.non_trainable_variables if v.path.endswith("seed_generator_state")]
-
-
-def _random_states(model):
-    states = {"seeds": [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(model)]}
-    if keras.config.backend() == "torch":  # its dropout draws from generators of its own
-        import torch
-
-        states["torch"] = torch.get_rng_state().tolist()
-        states["torch_cuda"] = [state.tolist() for state in torch.cuda.get_rng_state_all()]
-    return states
-
-
-def _set_random_states(model, states):
-    for seed, state in zip(_seeds(model), states["seeds"], strict=True):
-        seed.assign(state)
-    if keras.config.backend() == "torch" and "torch" in states:
-        import torch
-
-        torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-        if len(states["torch_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(
-                [torch.tensor(state, dtype=torch.uint8) for state in states["torch_cuda"]]
-            )
-
-
-def _texts(name, value):
-    """Returns prompts as a list of str."""
-    texts, _ = arguments.read_prompts(value)
-    return texts if all(isinstance(text, str) for text in texts) else refuse(name, value, "texts")
-
-
-def _only_text(name, value):
-    return refuse(name, value, "False: samples are printed whole") if flag(name, value) else value
-
-
-class GenerateSamples(keras.callbacks.Callback):
-    """Prints what the model writes after each epoch.
-
-    Args:
-        prompts: str or list of str to continue.
-        max_new_tokens: int.
-        **kwargs: further arguments of `CausalLM.generate`, such as `sampler`; checked here, before
-            the first epoch.
-
-    Raises:
-        TypeError: for keywords that `generate` lacks.
-        ValueError: for values that it refuses, and for `stream` and `return_log_probabilities`.
-    """
-
-    @checked(
-        passes_on=generate,
-        max_new_tokens=integer(1),
-        prompts=_texts,
-        stream=_only_text,
-        return_log_probabilities=_only_text,
-    )
-    def __init__(self, prompts, max_new_tokens: int = 50, **kwargs):
-        super().__init__()
-        arguments.check_options(max_new_tokens=max_new_tokens, **kwargs)
-        arguments.read_stops(kwargs.get("stop_token_ids"), None, math.inf)
-        self.prompts = prompts
-        self.max_new_tokens = max_new_tokens
-        self.kwargs = kwargs
-
-    def on_epoch_end(self, epoch, logs=None):
-        texts = self.model.generate(self.prompts, self.max_new_tokens, **self.kwargs)
-        show()
-        for text in texts:
-            show(text, end="\n\n")
-
-
-class Scores(keras.callbacks.Callback):
-    """Scores a head on a whole data set after each epoch, and adds the scores to the epoch's logs.
-
-    `val_accuracy`, `val_f1` and `val_matthews` for classes; `val_f1`, `val_micro_f1` and
-    `val_mean_average_precision` where several classes may be right; `val_pearson` and
-    `val_spearman` for numbers, as in `kgpt.metrics`. Examples count by their `sample_weight`. Put
-    it before the callbacks that look at the scores::
-
-        best = keras.callbacks.EarlyStopping("val_matthews", mode="max", restore_best_weights=True)
-        model.fit(train, epochs=3, callbacks=[kgpt.callbacks.Scores(validation), best])
-
-    Args:
-        data: labelled batches from one of `kgpt.data`'s tasks.
-        prefix: str. What the names of the scores begin with.
-
-    Raises:
-        ValueError: for data without labels, and for weighted numbers: correlations have no weights.
-        ImportError: if scikit-learn (for classes) or scipy (for numbers) is not installed.
-    """
-
-    @checked
-    def __init__(self, data, prefix: str = "val_"):
-        super().__init__()
-        if getattr(data, "labels", None) is None:
-            raise ValueError(
-                "Scores need labelled batches, as from kgpt.data.classification. "
-                f"Received: data={data!r}."
-            )
-        is_regression = data.labels.dtype.kind == "f"
-        if is_regression and data.sample_weight is not None:
-            raise ValueError(
-                "Pearson and Spearman correlation count all examples alike. Received: data with a "
-                "sample_weight. Try data for the scores without it."
-            )
-        scores = {"f": regression_scores, "u": multi_label_scores}  # by the kind of number
-        self._score = scores.get(data.labels.dtype.kind, classification_scores)
-        module, package = ("scipy", "scipy") if is_regression else ("sklearn", "scikit-learn")
-        if find_spec(module) is None:  # said here, and not at the end of the first epoch
-            raise ImportError(f"These scores need {package}. Try: pip install {package}")
-        self.data = data
-        self.prefix = prefix
-
-    def on_epoch_end(self, epoch, logs=None):
-        outputs = self.model.predict(self.data, verbose=0)
-        weights = self.data.sample_weight
-        weights = {} if weights is None else {"sample_weight": weights}
-        for name, value in self._score(self.data.labels, outputs, **weights).items():
-            logs[self.prefix + name] = value

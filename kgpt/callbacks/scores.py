@@ -1,0 +1,58 @@
+"""See scores of a head while training."""
+
+from importlib.util import find_spec
+
+import keras
+
+from kgpt.arguments import checked
+from kgpt.metrics import classification_scores, multi_label_scores, regression_scores
+
+
+class Scores(keras.callbacks.Callback):
+    """Scores a head on a whole data set after each epoch, and adds the scores to the epoch's logs.
+
+    `val_accuracy`, `val_f1` and `val_matthews` for classes; `val_f1`, `val_micro_f1` and
+    `val_mean_average_precision` where several classes may be right; `val_pearson` and
+    `val_spearman` for numbers, as in `kgpt.metrics`. Examples count by their `sample_weight`. Put
+    it before the callbacks that look at the scores::
+
+        best = keras.callbacks.EarlyStopping("val_matthews", mode="max", restore_best_weights=True)
+        model.fit(train, epochs=3, callbacks=[kgpt.callbacks.Scores(validation), best])
+
+    Args:
+        data: labelled batches from one of `kgpt.data`'s tasks.
+        prefix: str. What the names of the scores begin with.
+
+    Raises:
+        ValueError: for data without labels, and for weighted numbers: correlations have no weights.
+        ImportError: if scikit-learn (for classes) or scipy (for numbers) is not installed.
+    """
+
+    @checked
+    def __init__(self, data, prefix: str = "val_"):
+        super().__init__()
+        if getattr(data, "labels", None) is None:
+            raise ValueError(
+                "Scores need labelled batches, as from kgpt.data.classification. "
+                f"Received: data={data!r}."
+            )
+        is_regression = data.labels.dtype.kind == "f"
+        if is_regression and data.sample_weight is not None:
+            raise ValueError(
+                "Pearson and Spearman correlation count all examples alike. Received: data with a "
+                "sample_weight. Try data for the scores without it."
+            )
+        scores = {"f": regression_scores, "u": multi_label_scores}  # by the kind of number
+        self._score = scores.get(data.labels.dtype.kind, classification_scores)
+        module, package = ("scipy", "scipy") if is_regression else ("sklearn", "scikit-learn")
+        if find_spec(module) is None:  # said here, and not at the end of the first epoch
+            raise ImportError(f"These scores need {package}. Try: pip install {package}")
+        self.data = data
+        self.prefix = prefix
+
+    def on_epoch_end(self, epoch, logs=None):
+        outputs = self.model.predict(self.data, verbose=0)
+        weights = self.data.sample_weight
+        weights = {} if weights is None else {"sample_weight": weights}
+        for name, value in self._score(self.data.labels, outputs, **weights).items():
+            logs[self.prefix + name] = value
