@@ -82,9 +82,10 @@ def main():
     )
 
     lm.save(output / "lm.keras")
-    picture = kgpt.plot.training_curves(
+    picture = output / "loss.png"
+    kgpt.plot.training_curves(
         history,
-        output / "loss.png",
+        picture,
         title="Tiny Shakespeare, characters: loss",
         steps_per_epoch=STEPS // EVALUATIONS,
     )

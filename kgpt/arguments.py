@@ -203,6 +203,7 @@ RULES = {
     "reduction": one_of("sum", "mean", "none"),
     "pooling": one_of("last", "mean"),
     "layer": integer(0, "0 is the embedding, num_layers the last block."),
+    "k": integer(1),
     "clip_norm": number("(0, inf)", "None is for gradients as they are."),
     **dict.fromkeys(_FLAGS, flag),
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue", "epsilon"), number("(0, inf)")),

@@ -96,7 +96,13 @@ ANY_BACKEND = (
     *("text/", "tokenizer/", "data/test_builtin", "data/test_columns", "data/test_corpus"),
     *("data/test_read_texts", "data/test_sequences", "data/test_split", "data/test_tasks"),
     *("convert/test_model_card", "test_docstring_examples", "test_examples", "test_house"),
-    *("test_keywords", "test_plot", "test_public_names", "test_types", "test_values"),
+    *(
+        "plot/test_training_curves",
+        "test_keywords",
+        "test_public_names",
+        "test_types",
+        "test_values",
+    ),
 )
 
 

@@ -122,6 +122,12 @@ MAKERS = {
         **{"data": data.classification(["a", "b"], [0, 1], tokenizer()), **arguments}
     ),
     "training_curves": made(kgpt.plot.training_curves, history={"loss": [1.0]}, path="no.png"),
+    **{
+        name: lambda *, _name=name, **arguments: getattr(kgpt.plot, _name)(
+            kgpt.CausalLM(backbone(), tokenizer()), "a", **arguments
+        )
+        for name in ("attention", "next_tokens", "embedding_neighbours")
+    },
 }
 HEADS = ("TextClassifier", "TextRegressor", "MultipleChoice", "Head")
 RECIPES = ("pretraining_optimizer", "finetuning_optimizer", "fast_optimizer")
@@ -270,6 +276,10 @@ WRONG = [
     ("GenerateSamples", "return_log_probabilities", [True, "no"]),
     ("Scores", "prefix", [None, 5]),
     ("training_curves", "steps_per_epoch", COUNTS),
+    ("attention", "layer", PLACES),
+    ("attention", "head", PLACES),
+    ("next_tokens", "k", COUNTS),
+    ("embedding_neighbours", "k", COUNTS),
 ]
 
 
@@ -450,7 +460,7 @@ PUBLIC = [
     kgpt.GPTBackbone.take_blocks,
     kgpt.GPTBackbone.with_vocabulary_size,
     kgpt.GPTBackbone.with_max_sequence_length,
-    kgpt.plot.training_curves,
+    *(getattr(kgpt.plot, name) for name in kgpt.plot.__all__),
 ]
 
 

@@ -31,12 +31,30 @@ def reference(query, key, value, visible, keep=None, rate: float = 0.0):
     Returns:
         float tensor `(batch, length, heads, head_dim)`.
     """
-    query = query * (1 / math.sqrt(query.shape[-1]))
-    scores = matmul(_arrange(query, "blhd->bhld"), _arrange(key, "blhd->bhdl"))
-    weights = softmax(scores, visible)  # (batch, heads, query, key)
+    weights = _weights(query, key, visible)  # (batch, heads, query, key)
     if keep is not None:
         weights = dropout_kernel.reference(weights, keep, rate)
     return _arrange(matmul(weights, _arrange(value, "blhd->bhld")), "bhld->blhd")
+
+
+def _weights(query, key, visible):
+    query = query * (1 / math.sqrt(query.shape[-1]))
+    return softmax(matmul(_arrange(query, "blhd->bhld"), _arrange(key, "blhd->bhdl")), visible)
+
+
+def attention_scores(query, key, segment_ids=None):
+    """Returns the weights of `reference`: each key's share of each query.
+
+    Args:
+        query: float tensor `(batch, length, heads, head_dim)`.
+        key: float tensor of that shape.
+        segment_ids: as for `attend`.
+
+    Returns:
+        float tensor `(batch, heads, query, key)`.
+    """
+    length = ops.shape(query)[1]
+    return _weights(query, key, visible_keys(segment_ids, 0, length, length))
 
 
 def attend(query, key, value, segment_ids=None, rate: float = 0.0, seed=None):

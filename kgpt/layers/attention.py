@@ -6,7 +6,7 @@ from keras import ops
 from kgpt.arguments import checked
 from kgpt.initializers import normal_initializer
 from kgpt.kernels import cache as kv_cache
-from kgpt.kernels.attention import attend
+from kgpt.kernels.attention import attend, attention_scores
 from kgpt.kernels.rotary import rotate
 from kgpt.layers.dense import built_dense
 from kgpt.layers.dropout import Dropout
@@ -42,9 +42,12 @@ class CausalSelfAttention(keras.layers.Layer):
             number.
         mask: the mask that Keras hands on from an earlier layer, used where `padding_mask` is
             not given.
+        return_attention_scores: bool. Whether to return the attention weights, without dropout,
+            too: each head's share of each key in each query, which sum to 1.
 
     Returns:
-        float tensor `(batch, length, hidden_dim)`.
+        float tensor `(batch, length, hidden_dim)`; with `return_attention_scores` a pair of it and
+        a float tensor `(batch, heads, query, key)`.
 
     Raises:
         ValueError: if the width is not divisible by `num_heads`, and if `rotary_positions` meet an
@@ -101,7 +104,15 @@ class CausalSelfAttention(keras.layers.Layer):
             self.key_norm.build((head_dim,))
         self.built = True
 
-    def call(self, hidden_states, padding_mask=None, segment_ids=None, mask=None, training=None):
+    def call(
+        self,
+        hidden_states,
+        padding_mask=None,
+        segment_ids=None,
+        mask=None,
+        training=None,
+        return_attention_scores=False,
+    ):
         """Returns each position's view of itself and the past, `(batch, length, hidden_dim)`."""
         padding_mask = mask if padding_mask is None else padding_mask
         hidden_states = to_right_padding(hidden_states, padding_mask)
@@ -110,7 +121,13 @@ class CausalSelfAttention(keras.layers.Layer):
         dropout = self.dropout if training else 0.0
         seed = self.dropout_layer.seed_generator if dropout else None
         attended = self._merge(attend(query, key, value, segment_ids, dropout, seed))
-        return from_right_padding(attended, padding_mask)
+        attended = from_right_padding(attended, padding_mask)
+        if not return_attention_scores:
+            return attended
+        scores = attention_scores(query, key, segment_ids)  # (batch, heads, query, key)
+        for _ in ("query", "key"):  # each in turn becomes the second axis
+            scores = from_right_padding(ops.transpose(scores, (0, 2, 3, 1)), padding_mask)
+        return attended, ops.transpose(scores, (0, 2, 3, 1))
 
     def call_with_cache(self, hidden_states, cache, cache_index, visible, position_ids=None):
         """Attends from new positions to a cache of earlier ones, for generation.
@@ -153,9 +170,15 @@ class CausalSelfAttention(keras.layers.Layer):
         return query, key, value
 
     def _merge(self, attended):
-        length = ops.shape(attended)[1]
-        merged = ops.reshape(attended, (-1, length, attended.shape[-2] * attended.shape[-1]))
+        merged = ops.reshape(attended, (-1, ops.shape(attended)[1], self.output_projection.units))
         return self.output_projection(merged)  # (batch, length, hidden_dim)
+
+    def compute_output_spec(self, hidden_states, *args, return_attention_scores=False, **kwargs):
+        """Returns the shape and the dtype of the output."""
+        attended = keras.KerasTensor(hidden_states.shape, self.compute_dtype)
+        shape = (attended.shape[0], self.num_heads, *2 * attended.shape[1:2])
+        scores = keras.KerasTensor(shape, self.compute_dtype)
+        return (attended, scores) if return_attention_scores else attended
 
     def compute_output_shape(self, hidden_states_shape, **kwargs):
         """Returns the shape of the output."""

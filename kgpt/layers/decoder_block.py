@@ -80,10 +80,8 @@ class DecoderBlock(keras.layers.Layer):
         self.kernel_initializer = normal_initializer(kernel_initializer)
         self.residual_initializer = normal_initializer(residual_initializer or kernel_initializer)
         part = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        maps = {
-            "kernel_initializer": self.kernel_initializer,
-            "output_initializer": self.residual_initializer,
-        }
+        inner, last = self.kernel_initializer, self.residual_initializer
+        maps = {"kernel_initializer": inner, "output_initializer": last}
         self.attention = CausalSelfAttention(
             num_heads,
             dropout=dropout,

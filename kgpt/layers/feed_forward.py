@@ -63,17 +63,13 @@ class FeedForward(keras.layers.Layer):
 
     def build(self, hidden_states_shape):
         """Makes the two linear maps."""
-        inner_shape = (*hidden_states_shape[:-1], self.intermediate_dim)
+        shape, units = hidden_states_shape, self.intermediate_dim
         self.expansion = built_dense(
-            self,
-            self.intermediate_dim,
-            hidden_states_shape,
-            self.kernel_initializer,
-            "expansion",
-            self.activation,
+            self, units, shape, self.kernel_initializer, "expansion", self.activation
         )
+        shape, units = (*shape[:-1], units), shape[-1]
         self.output_projection = built_dense(
-            self, hidden_states_shape[-1], inner_shape, self.output_initializer, "output_projection"
+            self, units, shape, self.output_initializer, "output_projection"
         )
         self.built = True
 

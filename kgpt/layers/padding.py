@@ -12,7 +12,7 @@ def to_right_padding(x, padding_mask):
     """Returns the rows of `x` with their real entries first and the others after them.
 
     Args:
-        x: tensor `(batch, length)` or `(batch, length, width)`, or None.
+        x: tensor `(batch, length, ...)`, or None.
         padding_mask: bool or int tensor `(batch, length)`, True for real tokens; or None, which
             leaves `x` as it is.
     """
@@ -29,7 +29,7 @@ def from_right_padding(x, padding_mask):
     """Returns rows in the order that they had before `to_right_padding`.
 
     Args:
-        x: tensor `(batch, length)` or `(batch, length, width)`.
+        x: tensor `(batch, length, ...)`.
         padding_mask: as for `to_right_padding`: the mask in the original order.
     """
     if padding_mask is None:
@@ -43,8 +43,7 @@ def from_right_padding(x, padding_mask):
 
 def _take(x, order):
     """Returns `x` by an order of each row's own, `(batch, length)`."""
-    if len(x.shape) == 3:
-        order = ops.expand_dims(order, 2)
+    order = ops.reshape(order, (*ops.shape(order), *(1 for _ in x.shape[2:])))
     return ops.take_along_axis(x, order, axis=1)
 
 

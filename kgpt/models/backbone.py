@@ -180,8 +180,7 @@ class GPTBackbone(WholeModel, keras.Model):
 
     def compute_output_spec(self, inputs, training=None, mask=None):
         """Returns the shape and the dtype of the hidden states."""
-        token_ids = complete_inputs(inputs)["token_ids"]
-        shape = self.embedding.compute_output_shape(token_ids.shape)
+        shape = self.embedding.compute_output_shape(complete_inputs(inputs)["token_ids"].shape)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):

@@ -187,6 +187,56 @@ def test_a_model_with_it_takes_any_batch_and_length(attention):
     assert [output.shape for output in outputs] == [(2, 5, WIDTH), (3, 7, WIDTH)]
 
 
+# === Scores ===
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary_positions": True, "query_key_norm": True}])
+def test_scores_are_what_the_output_is_made_of(options):
+    attention = make_attention(**options)
+
+    output, scores = attention(HIDDEN_STATES, return_attention_scores=True)
+
+    W, b, W_o, b_o = (to_numpy(w).astype("float64") for w in attention.weights[:4])
+    value = (HIDDEN_STATES @ W + b)[..., 2 * WIDTH :].reshape(BATCH, LENGTH, HEADS, -1)
+    mixed = np.einsum("bhqk,bkhd->bqhd", to_numpy(scores), value).reshape(BATCH, LENGTH, WIDTH)
+    np.testing.assert_allclose(to_numpy(output), mixed @ W_o + b_o, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(scores).sum(-1), 1, atol=1e-5)
+    assert not np.triu(to_numpy(scores), 1).any()
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_scores_of_real_tokens_stand_where_the_tokens_stand(attention, padding):
+    mask = PADDINGS[padding]
+
+    _, scores = attention(HIDDEN_STATES, mask, return_attention_scores=True)
+
+    for row, real in enumerate(mask):
+        _, alone = attention(HIDDEN_STATES[row : row + 1, real], return_attention_scores=True)
+        among_real = to_numpy(scores)[row][:, real][:, :, real]
+        np.testing.assert_allclose(among_real, to_numpy(alone)[0], atol=1e-5)
+        assert not to_numpy(scores)[row][:, real][:, :, ~real].any()
+
+
+def test_segments_have_no_scores_for_each_other(attention):
+    segment_ids = np.array([[1, 1, 2, 2, 2], [4, 4, 4, 4, 0]])
+
+    _, scores = attention(HIDDEN_STATES, segment_ids=segment_ids, return_attention_scores=True)
+
+    other = segment_ids[:, :, None] != segment_ids[:, None, :]
+    assert not to_numpy(scores)[np.broadcast_to(other[:, None], scores.shape)].any()
+
+
+def test_a_model_can_have_scores_as_an_output():
+    attention = make_attention()
+    inputs = keras.Input((None, WIDTH))
+    model = keras.Model(inputs, attention(inputs, return_attention_scores=True))
+
+    assert [x.shape for x in model.outputs] == [(None, None, WIDTH), (None, HEADS, None, None)]
+    scores = model.predict(HIDDEN_STATES, verbose=0)[1]
+    expected = attention(HIDDEN_STATES, return_attention_scores=True)[1]
+    np.testing.assert_allclose(scores, to_numpy(expected), atol=1e-6)
+
+
 def test_output_shape_is_known_without_a_call():
     assert CausalSelfAttention(HEADS).compute_output_shape((2, None, 12)) == (2, None, 12)
 

@@ -1,0 +1,71 @@
+"""How loss falls over a training run."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kgpt.arguments import checked
+from kgpt.plot.figure import COLOURS, new_figure
+
+
+@checked
+def training_curves(
+    history,
+    path: str | os.PathLike | None = None,
+    title: str = "",
+    steps_per_epoch: int | None = None,
+):
+    """Draws training and validation loss over time, of one run or of several.
+
+    Args:
+        history: what `fit` returns, or its `history`: a dict of lists with `"loss"` and, where
+            there is validation data, `"val_loss"`, in nats per token. For several runs, a dict from
+            the names of the runs to these.
+        path: optional. Where to write the picture; the suffix gives the format.
+        title: text above the picture.
+        steps_per_epoch: optional int. If given, the axis counts steps instead of epochs.
+
+    Returns:
+        `matplotlib.figure.Figure`. A notebook shows it.
+
+    Raises:
+        ValueError: if a history has no loss.
+
+    Example:
+        kgpt.plot.training_curves({"loss": [4.1, 3.2], "val_loss": [4.0, 3.4]})
+    """
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    for number, (name, run) in enumerate(_runs(history).items()):
+        colour = COLOURS[number % len(COLOURS)]
+        for key, label, line in (("loss", "training", "--"), ("val_loss", "validation", "-")):
+            losses = run.get(key, [])
+            positions = [(i + 1) * (steps_per_epoch or 1) for i in range(len(losses))]
+            if losses:
+                label = f"{name}{', ' if name else ''}{label}, last {losses[-1]:.3f}"
+                axes.plot(positions, losses, line, marker=".", color=colour, label=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("steps" if steps_per_epoch else "epochs")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _runs(history):
+    """Returns a dict from names to dicts of lists; one run alone has no name."""
+    history = getattr(history, "history", history)
+    is_several = isinstance(history, Mapping) and not any(
+        isinstance(value, list | tuple) for value in history.values()
+    )
+    runs = history if is_several and history else {"": history}
+    runs = {name: getattr(run, "history", run) for name, run in runs.items()}
+    for run in runs.values():
+        if not isinstance(run, Mapping) or not run.get("loss"):
+            keys = sorted(run) if isinstance(run, Mapping) else run
+            raise ValueError(f'history must have a "loss" for each epoch. Received: keys {keys}.')
+    return runs
