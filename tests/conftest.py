@@ -99,6 +99,7 @@ ANY_BACKEND = (
     *(
         "plot/test_training_curves",
         "test_keywords",
+        "test_promises",
         "test_public_names",
         "test_types",
         "test_values",
