@@ -38,7 +38,9 @@ class AdamW(keras.optimizers.AdamW):
     Unlike `exclude_from_weight_decay`, the rule survives saving and loading.
 
     Args:
-        learning_rate, *args, **kwargs: as for `keras.optimizers.AdamW`.
+        learning_rate: as for `keras.optimizers.AdamW`.
+        *args: likewise.
+        **kwargs: likewise.
         layer_decay: float in (0, 1]. The rate and the decay of each decoder block are this times
             those of the block above it. The topmost block has it once, the embedding once more
             than the first block, and what is above the blocks has the full rate (Howard and Ruder

@@ -62,6 +62,7 @@ class GPTBackbone(WholeModel, keras.Model):
 
     Call arguments:
         inputs: int tensor `(batch, length)` of token ids, or a dict with
+
             - `"token_ids"`: that tensor;
             - `"padding_mask"`: optional, bool or int `(batch, length)`; True marks real tokens;
             - `"segment_ids"`: optional, int `(batch, length)`: the number of the document that

@@ -52,6 +52,7 @@ class Head(Task):
 
     Call arguments:
         inputs: a dict, or the token ids alone:
+
             - `"token_ids"`: int `(batch, sequences, length)`, or `(batch, length)` for one
               sequence;
             - `"padding_mask"`: optional, bool or int of the same shape; True marks real tokens.

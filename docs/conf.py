@@ -1,0 +1,92 @@
+"""The site: `python -m sphinx -W docs build/site`."""
+
+import inspect
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import kgpt
+
+project = "kgpt"
+copyright = "the kgpt authors"
+version = release = kgpt.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["build"]
+templates_path = []
+
+html_theme = "pydata_sphinx_theme"
+html_title = "kgpt"
+html_theme_options = {
+    "header_links_before_dropdown": 6,
+    "show_prev_next": False,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": [],
+    "footer_end": [],
+}
+html_show_sourcelink = False
+
+myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
+
+toc_object_entries_show_parents = "hide"
+default_role = "code"  # docstrings write code between single backticks
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_typehints = "none"  # docstrings say the types
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Call arguments", "params_style")]
+
+
+def code_of_examples(app, what, name, thing, options, lines):
+    """Makes the examples and the formulas of docstrings blocks of code."""
+    for i in range(len(lines) - 1, 1, -1):
+        is_block = lines[i].startswith("    ") and not lines[i - 1].strip()
+        before = lines[i - 2]
+        if is_block and before.strip() and before[0] != " " and not before.endswith("::"):
+            lines[i:i] = ["::", ""]
+    found = [i for i, line in enumerate(lines) if line.strip() in ("Example:", "Examples:")]
+    for start in reversed(found):
+        indent = len(lines[start]) - len(lines[start].lstrip())
+        block = [
+            " " * indent + ".. rubric:: Example",
+            "",
+            " " * indent + ".. code-block:: python",
+            "",
+        ]
+        lines[start : start + 1] = block
+
+
+def skip_what_is_keras(app, what, name, thing, skip, options):
+    """Leaves out what classes have from Keras, which has a site of its own."""
+    thing = getattr(thing, "fget", thing)
+    module = getattr(thing, "__module__", None)
+    return skip or (module is not None and not module.startswith("kgpt")) or None
+
+
+def signature_of_constructors(app, what, name, thing, options, signature, returns):
+    """Shows the arguments of a class as its constructor has them; Keras's `__new__` hides them."""
+    if what == "class":
+        own = inspect.signature(thing.__init__)
+        parameters = [one for one in own.parameters.values() if one.name != "self"]
+        plain = [one.replace(annotation=inspect.Parameter.empty) for one in parameters]
+        return str(inspect.Signature(plain)), returns
+
+
+def links_to_files(app, name, source):
+    """Turns links to files of the repository, as GitHub reads them, into links to pages."""
+    source[0] = source[0].replace("(../benchmarks/README.md", "(benchmarks.md")
+
+
+def setup(app):
+    """Tells Sphinx of the functions above."""
+    app.connect("autodoc-process-signature", signature_of_constructors)
+    app.connect("source-read", links_to_files)
+    app.connect("autodoc-skip-member", skip_what_is_keras)
+    app.connect("autodoc-process-docstring", code_of_examples, priority=400)  # before napoleon
