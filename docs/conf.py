@@ -15,9 +15,21 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["build"]
 templates_path = []
+
+# `-D sphinx_gallery_conf.plot_gallery=1` runs the tutorials and shows what they print and draw.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"/what_a_gpt_is\.py",
+    "ignore_pattern": r"^(?!what_a_gpt_is\.py)",  # the others are scripts
+    "plot_gallery": "False",
+    "download_all_examples": False,
+    "show_memory": False,
+}
 
 html_theme = "pydata_sphinx_theme"
 html_title = "kgpt"

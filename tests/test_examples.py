@@ -282,7 +282,25 @@ def test_the_first_command_runs_to_its_end_with_short_windows_on_a_console_of_as
 
 
 @pytest.mark.slow  # a process of its own
-@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def is_tutorial(path):
+    return "# %%" in path.read_text(encoding="utf-8")
+
+
+TUTORIALS = sorted(path.stem for path in EXAMPLES.glob("*.py") if is_tutorial(path))
+SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if not is_tutorial(path))
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs_from_top_to_bottom(name):
+    done = start(name)
+
+    out = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, out
+    differences = [float(one) for one in re.findall(r"largest difference: (\S+)", out)]
+    assert all(difference < 1e-5 for difference in differences), out
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_says_what_it_does(name):
     if name == "generate_with_onnxruntime":
         pytest.importorskip("onnxruntime", reason="the extra `export`")
