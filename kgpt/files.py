@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ except ImportError:  # Windows
     fcntl = None
 
 MANIFEST = "kgpt_manifest.json"
-_NOT_IN_MANIFEST = (MANIFEST, "README.md")  # people edit a model's card
+# People edit a model's card and its settings.
+_NOT_IN_MANIFEST = (MANIFEST, "README.md", "config.json", "generation_config.json")
 _IS_WINDOWS = os.name == "nt"
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync ends at the drive's own memory
 _MOST_MANIFEST_BYTES = 2**24
@@ -31,6 +33,7 @@ _REASONS = {
     errno.EACCES: ("there is no permission", "Take another folder, or change its permissions."),
     errno.EPERM: ("it is not permitted", "Take another folder, or change its permissions."),
     errno.ENOENT: ("its folder does not exist", "Make the folder, or take another one."),
+    errno.EEXIST: ("what should be a folder is a file", "Take another folder."),
     errno.ENOTDIR: ("what should be its folder is a file", "Take another folder."),
     errno.EISDIR: ("there is a folder of this name", "Take another name."),
     errno.ENAMETOOLONG: ("the name is too long", "Take a shorter one."),
@@ -95,7 +98,7 @@ def folder_written_whole(path: str | os.PathLike) -> Iterator[Path]:
     try:
         with errors_of_writing(path, real, unfinished):
             if os.path.lexists(real):
-                raise FileExistsError(errno.EEXIST, f"There is {path} already. Take another name.")
+                raise FileExistsError(f"There is {path} already. Take another name.")
             shutil.rmtree(unfinished, ignore_errors=True)  # of a dead process of this number
             unfinished.mkdir()
             yield unfinished
@@ -105,6 +108,74 @@ def folder_written_whole(path: str | os.PathLike) -> Iterator[Path]:
             sync(real.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def files_written_whole(
+    folder: str | os.PathLike, last: str, outdated: Iterable[str] = (), manifest: bool = True
+) -> Iterator[Path]:
+    """Gives a folder to write to, whose files take their places in one that may exist already.
+
+    A folder that does not exist is written by `folder_written_whole`. In one that does, the files
+    of the user stay, and those of the earlier manifest go. Each file is replaced whole, but not all
+    at one moment: the file `last`, without which no reader takes the others, is removed before the
+    first is replaced and written after the last. So a power cut leaves the earlier files, the new
+    ones, or a folder that is refused.
+
+    Args:
+        folder: the folder; made if need be, with those above it.
+        last: name of the file that comes last.
+        outdated: names or patterns of files that go where no new one has their name.
+        manifest: bool. Whether the folder has a manifest.
+
+    Example:
+        with files_written_whole("model", last="config.json") as unfinished:
+            (unfinished / "config.json").write_text("{}")
+    """
+    real = Path(os.path.realpath(folder))
+    if manifest and not os.path.lexists(real):
+        make_folder(real.parent)
+        with folder_written_whole(folder) as unfinished:
+            yield unfinished
+        return
+    unfinished = make_folder(real) / f".{os.getpid()}.partial"
+    try:
+        with errors_of_writing(folder, real):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            yield unfinished
+            if manifest:
+                outdated = [*outdated, *_names_in_earlier_manifest(real)]
+                write_manifest(unfinished)
+            _sync_all(unfinished)
+            _move_files(unfinished, real, last, outdated)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _names_in_earlier_manifest(folder):
+    try:
+        return [glob.escape(name) for name in _read_manifest(folder)]
+    except DamagedError:
+        return []
+
+
+def _move_files(source, target, last, outdated):
+    new = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    old = {p.relative_to(target) for one in outdated for p in target.glob(one) if p.is_file()}
+    (target / last).unlink(missing_ok=True)
+    sync(target)
+    for name in sorted(old.difference(new)):
+        (target / name).unlink(missing_ok=True)
+    sync(target)
+    for name in new:
+        if name != Path(last):
+            make_folder((target / name).parent)
+            replace(source / name, target / name)
+    for parent in {(target / name).parent for name in new}:
+        sync(parent)
+    replace(source / last, target / last)
+    sync(target)
 
 
 def make_folder(path: str | os.PathLike) -> Path:
@@ -230,7 +301,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def manifest_of(folder: Path) -> dict:
-    """Returns the manifest of the files in a folder and its folders, without a model's card."""
+    """Returns the manifest of the files in a folder and its folders, but for what people edit."""
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {
         "format": 1,
@@ -243,7 +314,10 @@ def manifest_of(folder: Path) -> dict:
 
 
 def write_manifest(folder: str | os.PathLike):
-    """Writes `kgpt_manifest.json` into a folder: size and SHA-256 of each file but `README.md`."""
+    """Writes `kgpt_manifest.json` into a folder: size and SHA-256 of each file.
+
+    A model's card and settings are not in it: `README.md`, `config.json`, `generation_config.json`.
+    """
     folder = Path(folder)
     text = json.dumps(manifest_of(folder), indent=2, ensure_ascii=False) + "\n"
     with written_whole(folder / MANIFEST) as unfinished:

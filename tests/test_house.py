@@ -10,7 +10,7 @@ import kgpt
 
 # Each part may import, at the top of a file, itself and the parts before it.
 ORDER = (
-    *("keywords", "arguments", "console", "files", "text", "tokenizer", "data", "kernels"),
+    *("keywords", "arguments", "console", "files", "hdf5", "text", "tokenizer", "data", "kernels"),
     *("distribution", "initializers", "low_rank", "layers", "losses", "metrics", "settings"),
     *("recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
 )
