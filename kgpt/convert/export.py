@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import keras
 from keras import ops
 
 from kgpt.console import show
+from kgpt.files import check_free_space, files_written_whole, make_folder, written_whole
+from kgpt.models.whole_model import num_bytes
 
 _ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
 # The formats that each backend's converters can write with a free batch size and length.
@@ -50,7 +50,7 @@ def export(
     | `"litert"` | `.tflite` | tensorflow | LiteRT (TensorFlow Lite) |
 
     A `.keras` file can be loaded on any backend and exported there. What was at the path before is
-    replaced only when the new file is complete.
+    replaced only when the new file is complete. A folder for TensorFlow has a manifest of hashes.
 
     Args:
         model: a `CausalLM`, another head, or a `GPTBackbone`.
@@ -65,6 +65,7 @@ def export(
     Raises:
         ValueError: if the backend can't make the format, and for an unsuitable path.
         ImportError: if the converter is not installed.
+        OSError: if there is no room or no permission.
 
     Example:
         import onnxruntime
@@ -227,11 +228,11 @@ def _check(model, path, format) -> Path:
 def _check_weights(model, backend, format):
     """Raises ValueError for weights that a format can't hold."""
     backbone = getattr(model, "backbone", model)
-    num_bytes = 4 * backbone.count_params()
-    if format != "tf_saved_model" and num_bytes > _MOST_BYTES:
+    size = 4 * backbone.count_params()
+    if format != "tf_saved_model" and size > _MOST_BYTES:
         raise ValueError(
             f"A file of the format {format!r} holds {_MOST_BYTES:,} bytes at most. "
-            f'Received: a model of {num_bytes:,} bytes. Try format="tf_saved_model".'
+            f'Received: a model of {size:,} bytes. Try format="tf_saved_model".'
         )
     if format != "tf_saved_model" and backbone.compute_dtype != "float32":
         raise ValueError(
@@ -254,13 +255,15 @@ def _check_weights(model, backend, format):
 
 
 def _write(layer, inputs, axes, path, format, verbose, **kwargs):
-    """Converts into a temporary folder first, so that no incomplete file appears at the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        _convert(layer, inputs, axes, Path(folder, path.name), format, **kwargs)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(Path(folder, path.name), path)
+    """Converts to another name first, so that no incomplete file appears at the path."""
+    make_folder(path.parent)
+    check_free_space(path, num_bytes(layer.variables))
+    if _ENDINGS[format]:
+        with written_whole(path) as unfinished:
+            _convert(layer, inputs, axes, unfinished, format, **kwargs)
+    else:
+        with files_written_whole(path, last="saved_model.pb") as unfinished:
+            _convert(layer, inputs, axes, unfinished, format, **kwargs)
     if verbose:
         show(f"Written: {path}")
 

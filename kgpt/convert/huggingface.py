@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +19,10 @@ from kgpt.convert.weights import (
     read_weights,
     write_weights,
 )
+from kgpt.files import check_free_space, files_written_whole
 from kgpt.initializers import starting_at_zero
 from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
+from kgpt.models.whole_model import num_bytes
 from kgpt.tokenizer import Tokenizer
 from kgpt.tokenizer.gpt1_words import gpt1_rules
 
@@ -36,6 +37,7 @@ _FILES = [
     "vocab.json",
     "merges.txt",
 ]
+_OUTDATED = [*_FILES, "generation_config.json", "special_tokens_map.json"]
 
 
 # === From a folder or the hub ===
@@ -263,7 +265,9 @@ def to_huggingface(
 
     `AutoModelForCausalLM.from_pretrained(folder)` and `AutoTokenizer.from_pretrained(folder)` give
     the same logits and ids, and `kgpt.from_huggingface(folder)` gives the same model back. The
-    tensors are written one by one, and the folder appears only when it is complete.
+    tensors are written one by one. A new folder appears only when it is complete, with a manifest
+    of hashes, which `from_huggingface` checks. What a power cut leaves of an existing one is the
+    earlier model, the new one, or no `config.json`, so that no reader takes it.
 
     transformers' heads for sequences have no bias. A head's bias is moved into the last layer norm,
     which the head alone reads there, so that the logits are the same; `from_huggingface` takes it
@@ -278,12 +282,13 @@ def to_huggingface(
             transformers' models for sequence classification; or a `MultipleChoice`, which becomes
             its double-heads model.
         folder: where to write; must not exist, or be empty.
-        overwrite: bool. Whether a folder with a model in it is replaced.
+        overwrite: bool. Whether the model in a folder is replaced; other files stay.
         max_shard_size: int. Most bytes of weights in one file, as far as tensors can be parted.
 
     Raises:
         ValueError: for what transformers can't represent, such as heads of both orders of a pair,
             or a bias that no shift of the norm gives; and for a folder that is in use.
+        OSError: if it can't be written, with the reason; nothing is left of a new folder.
 
     Example:
         import transformers
@@ -304,22 +309,14 @@ def to_huggingface(
     tied_name = (
         "lm_head.weight" if config["architectures"] == ["OpenAIGPTDoubleHeadsModel"] else None
     )
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
-    replaced = folder.with_name(f".{folder.name}.{os.getpid()}.replaced")
-    unfinished.mkdir(parents=True)
-    try:
+    check_free_space(folder, num_bytes(backbone.variables))
+    with files_written_whole(folder, last="config.json", outdated=_OUTDATED) as unfinished:
         _write_json(unfinished / "config.json", config)
         generation = {key: config[key] for key in config if key.endswith("_token_id")}
         _write_json(unfinished / "generation_config.json", generation)
         if tokenizer is not None:
             _write_tokenizer(unfinished, tokenizer, config["n_positions"])
         write_weights(backbone, head, unfinished, max_shard_size, tied_name)
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_json(path, content):
@@ -333,7 +330,8 @@ def _write_tokenizer(folder, tokenizer, max_sequence_length):
     rust = RustTokenizer.from_str(tokenizer.get_config()["tokenizer_json"])
     if tokenizer.exact:
         rust.normalizer = gpt1_rules()
-    rust.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer.json"
+    path.write_text(rust.to_str(pretty=True), encoding="utf-8", newline="\n")
     vocabulary = sorted(rust.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
     merges = json.loads(rust.to_str())["model"]["merges"]
     _write_json(folder / "vocab.json", dict(vocabulary))

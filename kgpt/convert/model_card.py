@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kgpt.convert.weights import import_extra
-from kgpt.files import written_whole
+from kgpt.files import make_folder, written_whole
 from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 
 _PIPELINES = {
@@ -178,6 +178,6 @@ def _escape(text):
 
 def _write(path, text):
     path = path / "README.md" if path.is_dir() else path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")

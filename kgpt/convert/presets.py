@@ -22,6 +22,7 @@ from kgpt.convert.huggingface import (
 )
 from kgpt.convert.model_card import model_card
 from kgpt.convert.weights import import_extra
+from kgpt.files import files_written_whole
 from kgpt.models import GPTBackbone, Head
 from kgpt.models.presets import HUB, PRESETS
 
@@ -174,10 +175,10 @@ def save(model, folder, **card):
         if folder.exists() and any(folder.iterdir()):
             raise
         reason = str(error)
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save(folder / _MODEL_FILE)
-        if getattr(model, "tokenizer", None) is not None:
-            model.tokenizer.save(folder / "tokenizer.json")
+        with files_written_whole(folder, last=_MODEL_FILE) as unfinished:
+            model.save(unfinished / _MODEL_FILE)
+            if getattr(model, "tokenizer", None) is not None:
+                model.tokenizer.save(unfinished / "tokenizer.json")
         show(f"Written as {_MODEL_FILE}, since transformers has no place for it: {reason}")
     model_card(model, folder, **card)
 

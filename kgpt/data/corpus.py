@@ -6,13 +6,14 @@ import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.console import ProgressLine
 from kgpt.data.split import split
+from kgpt.files import make_folder, written_whole
 from kgpt.text import document_pieces
 
 _NOT_LIBRARY_CODE = {
@@ -70,8 +71,9 @@ def write_tokens(
 
     The file is a 1-D `.npy` array, `uint16` if the vocabulary has at most 65,536 tokens and
     `uint32` otherwise; `np.load(path, mmap_mode="r")` reads it. Its folder is created if needed.
-    Tokens are first written to a `*.partial` file in the same folder, which is renamed when it is
-    complete and removed after an error (a killed process leaves it).
+    Tokens are first written to a file `.*.partial.*` in the same folder, which is renamed when it
+    is complete and removed after an error (a killed process leaves it). After a power cut each of
+    the files is the earlier one or the new one, whole.
 
     With a `validation_fraction`, whole documents are held out and written to a second file:
     `corpus/train.validation.npy` beside `corpus/train.npy`. A hash of a document's text (its
@@ -105,6 +107,8 @@ def write_tokens(
             text is empty, not of the encoding or no text at all (a single `str`, a table), or one
             of the two files would be empty.
         FileNotFoundError: if a path does not exist.
+        OSError: if the file can't be written, with the reason; an existing one stays. On Windows
+            no file is replaced that is mapped into memory: delete the `windows` over it first.
 
     Example:
         kgpt.data.write_tokens(
@@ -123,9 +127,13 @@ def write_tokens(
     dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 2**16 else "<u4")
     paths = [path, path.with_suffix(".validation.npy")] if validation_fraction else [path]
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(_TokenFile(path, dtype)) for path in paths]
+        files = []
+        for path in paths:
+            unfinished = stack.enter_context(written_whole(path))
+            stream = stack.enter_context(unfinished.open("wb"))
+            files.append(_TokenFile(path, stream, dtype))
         pieces = document_pieces(files_or_texts, errors, _PIECE_LENGTH, encoding)
         pieces = split(pieces, validation_fraction, path.parent)
         _encode(pieces, tokenizer, ending, files, progress)
@@ -138,8 +146,6 @@ def write_tokens(
                     "Try another validation_fraction, or more text."
                 )
             file.complete()
-        for file in files:
-            os.replace(file.partial_path, file.path)
     counts = [(file.path, file.num_tokens, file.num_documents) for file in files]
     return WrittenTokens(*itertools.chain.from_iterable(counts))
 
@@ -165,14 +171,11 @@ def _encode(
 
 
 class _TokenFile:
-    """A 1-D `.npy` file that grows, at `partial_path` until it is renamed."""
+    """A 1-D `.npy` file that grows."""
 
-    def __init__(self, path: Path, dtype: np.dtype):
-        self.path = path
-        self.partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        self.dtype = dtype
+    def __init__(self, path: Path, stream: BinaryIO, dtype: np.dtype):
+        self.path, self.stream, self.dtype = path, stream, dtype
         self.num_tokens = self.num_documents = 0
-        self.stream = self.partial_path.open("wb")
         self._write_header()
 
     def append(self, token_ids: list[int], ends_document: bool):
@@ -183,16 +186,6 @@ class _TokenFile:
     def complete(self):
         self.stream.seek(0)
         self._write_header()
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self.stream.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.stream.close()
-        self.partial_path.unlink(missing_ok=True)
 
     def _write_header(self):
         # numpy pads the header so that its size does not depend on the length of the first axis

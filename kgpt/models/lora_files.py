@@ -8,7 +8,8 @@ import h5py
 import keras
 
 from kgpt.arguments import checked
-from kgpt.files import written_whole
+from kgpt.files import make_folder, written_whole
+from kgpt.hdf5 import SafeFile
 from kgpt.models.freezing import body_of
 from kgpt.models.lora import matrices
 
@@ -30,6 +31,7 @@ def save_lora_weights(self, path: str | os.PathLike):
 
     Raises:
         ValueError: without LoRA, and for another ending.
+        OSError: if it can't be written; an existing file stays.
 
     Example:
         lm.enable_lora(8)
@@ -42,8 +44,12 @@ def save_lora_weights(self, path: str | os.PathLike):
             "makes them; model.save_weights keeps all weights."
         )
     path = _checked_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as unfinished, h5py.File(unfinished, "w") as file:
+    make_folder(path.parent)
+    with (
+        written_whole(path) as unfinished,
+        SafeFile(unfinished) as opened,
+        h5py.File(opened, "w") as file,
+    ):
         file.attrs[_DESCRIPTION] = json.dumps(_description(backbone))
         for name, factors in _factors(backbone).items():
             file[f"{name}/lora_kernel_a"], file[f"{name}/lora_kernel_b"] = map(_array, factors)

@@ -88,7 +88,8 @@ def from_preset(cls: type[Model], name, load_weights: bool = True, **overrides) 
 def save_to_preset(self, folder, **card) -> None:
     """Writes the model as a folder that `from_preset` opens, with its tokenizer and a card.
 
-    The files are transformers', where it has the model; else Keras's, with the tokenizer.
+    The files are transformers', where it has the model; else Keras's, with the tokenizer. A
+    manifest has their hashes; the card, `README.md`, is not in it and may be edited.
 
     Args:
         self: the model.

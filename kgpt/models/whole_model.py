@@ -2,16 +2,25 @@
 
 import functools
 import gc
+import math
+import os
+from pathlib import Path
 from typing import Self
 
 import keras
+import numpy as np
+from keras.src.saving.saving_lib import is_memory_sufficient
+from keras.src.utils.file_utils import is_remote_path
+from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 
+from kgpt.files import check_free_space, files_written_whole, written_whole
+from kgpt.hdf5 import SafeFile
 from kgpt.models import freezing, lora, lora_files, resize
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
 
 
 class WholeModel:
-    """The base of `GPTBackbone` and `Task`: cloning, LoRA, freezing, presets, export.
+    """The base of `GPTBackbone` and `Task`: cloning, files, LoRA, freezing, presets, export.
 
     `keras.models.clone_model` copies a functional model layer by layer. From the inputs and outputs
     of the copy it makes a model of the same class if the constructor takes any arguments, `*args`
@@ -64,6 +73,64 @@ class WholeModel:
                     )
                 )
 
+    def save(self, filepath, overwrite: bool = True, zipped: bool | None = None, **kwargs) -> None:
+        """Writes a `.keras` file, as `keras.Model.save` does, whole or not at all.
+
+        An earlier file stays until the new one is on the disk: a full disk, a kill or a power cut
+        leaves the one or the other.
+
+        Args:
+            filepath: the file, which ends in `.keras`, in a folder that exists.
+            overwrite: bool. False asks before an existing file is replaced.
+            zipped: bool. False writes a folder with the parts of the file.
+            **kwargs: as for `keras.Model.save`.
+
+        Raises:
+            OSError: if it can't be written, with the reason.
+
+        Example:
+            lm.save("lm.keras")
+        """
+        is_folder = zipped is False
+        if not _is_local(filepath, "" if is_folder else (".keras", ".h5", ".hdf5")):
+            super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+        elif _may_write(filepath, overwrite):
+            # Without the memory for it Keras writes the weights to a second file first.
+            copies = 1 if is_memory_sufficient(self) else 2
+            check_free_space(filepath, copies * num_bytes(_saved_variables(self)))
+            to_folder = functools.partial(files_written_whole, last="config.json")
+            with (to_folder if is_folder else written_whole)(filepath) as unfinished:
+                super().save(unfinished, zipped=zipped, **kwargs)
+
+    def save_weights(
+        self, filepath, overwrite: bool = True, max_shard_size: float | None = None
+    ) -> None:
+        """Writes all weights, as `keras.Model.save_weights` does, whole or not at all.
+
+        Args:
+            filepath: the file, which ends in `.weights.h5`, in a folder that exists.
+            overwrite: bool. False asks before an existing file is replaced.
+            max_shard_size: optional number of gigabytes, to write several files. `filepath` is then
+                their index, which ends in `.weights.json`.
+
+        Raises:
+            OSError: if it can't be written, with the reason; an earlier file stays.
+
+        Example:
+            lm.save_weights("lm.weights.h5")
+        """
+        if not _is_local(filepath, (".weights.h5", ".weights.json")):
+            super().save_weights(filepath, overwrite=overwrite, max_shard_size=max_shard_size)
+        elif _may_write(filepath, overwrite):
+            check_free_space(filepath, num_bytes(_saved_variables(self)))
+            if max_shard_size is None:
+                with written_whole(filepath) as unfinished, SafeFile(unfinished) as file:
+                    super().save_weights(file)
+            else:
+                path = Path(filepath).with_suffix(".json")
+                with files_written_whole(path.parent, last=path.name, manifest=False) as unfinished:
+                    super().save_weights(unfinished / path.name, max_shard_size=max_shard_size)
+
     enable_lora = lora.enable_lora
     merge_lora = lora.merge_lora
     save_lora_weights = lora_files.save_lora_weights
@@ -102,6 +169,28 @@ class WholeModel:
         from kgpt.convert.export import export
 
         export(self, filepath, format, verbose=verbose, **kwargs)
+
+
+def num_bytes(variables) -> int:
+    """Returns the size of variables in a file."""
+    return sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
+
+
+def _saved_variables(model) -> list:
+    optimizer = getattr(model, "optimizer", None)
+    return [*model.variables, *getattr(optimizer, "variables", ())]
+
+
+def _is_local(path, endings):
+    """Whether a path is one of this machine's file system, with one of the endings."""
+    if not isinstance(path, str | os.PathLike):
+        return False
+    name = os.fspath(path)
+    return name.endswith(endings) and not name.startswith("hf://") and not is_remote_path(name)
+
+
+def _may_write(path, overwrite):
+    return overwrite or not os.path.exists(path) or ask_to_proceed_with_overwrite(os.fspath(path))
 
 
 def _completed(init):

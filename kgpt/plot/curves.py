@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kgpt.arguments import checked
+from kgpt.files import make_folder, written_whole
 from kgpt.plot.figure import COLOURS, new_figure
 
 
@@ -51,8 +52,9 @@ def training_curves(
     axes.grid(alpha=0.3)
     axes.legend()
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        make_folder(Path(path).parent)
+        with written_whole(path) as unfinished:
+            figure.savefig(unfinished, dpi=120)
     return figure
 
 

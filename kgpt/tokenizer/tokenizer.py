@@ -188,12 +188,15 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Writes one JSON file, which `tokenizers.Tokenizer.from_file` can read too.
 
-        The write is atomic: to a temporary name, then renamed. With `exact=True` the file has
+        It is written whole or not at all, through a power cut too. With `exact=True` the file has
         GPT-1's BPE but not the splitting into words, which is done in Python; the `tokenizers`
         library alone then splits at spaces and expects text in lower case.
 
         Args:
-            path: path of the file; an existing one is replaced.
+            path: path of the file, in a folder that exists; an existing file is replaced.
+
+        Raises:
+            OSError: if it can't be written; an existing file stays.
         """
         with written_whole(path) as unfinished:
             unfinished.write_text(self._rust.to_str(), encoding="utf-8", newline="\n")

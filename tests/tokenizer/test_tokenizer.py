@@ -1,9 +1,9 @@
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -246,7 +246,7 @@ def test_a_failed_save_leaves_the_old_file_alone(small, tmp_path, monkeypatch):
     def fail(self, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         small.save(file)
 
