@@ -1,5 +1,7 @@
 """Models as files that run without Keras: SavedModel, ONNX and LiteRT."""
 
+import errno
+import functools
 import itertools
 import os
 from importlib.util import find_spec
@@ -258,12 +260,14 @@ def _write(layer, inputs, axes, path, format, verbose, **kwargs):
     """Converts to another name first, so that no incomplete file appears at the path."""
     make_folder(path.parent)
     check_free_space(path, num_bytes(layer.variables))
-    if _ENDINGS[format]:
-        with written_whole(path) as unfinished:
+    to_folder = functools.partial(files_written_whole, last="saved_model.pb")
+    with (written_whole if _ENDINGS[format] else to_folder)(path) as unfinished:
+        try:
             _convert(layer, inputs, axes, unfinished, format, **kwargs)
-    else:
-        with files_written_whole(path, last="saved_model.pb") as unfinished:
-            _convert(layer, inputs, axes, unfinished, format, **kwargs)
+        except Exception as error:
+            if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow's error is no OSError
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
     if verbose:
         show(f"Written: {path}")
 

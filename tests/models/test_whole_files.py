@@ -288,6 +288,20 @@ def test_a_power_cut_leaves_no_mixture_of_two_exports(tmp_path, monkeypatch, old
     assert set(found) == expected
 
 
+def test_a_full_disk_in_a_converter_is_one_line(tmp_path, monkeypatch, old):
+    def fail(layer, inputs, axes, path, format, **kwargs):
+        raise RuntimeError("{{function_node}} part-00000: No space left on device\n[Op:SaveV2]")
+
+    monkeypatch.setattr(export_module, "_check", lambda model, path, format: Path(path))
+    monkeypatch.setattr(export_module, "_convert", fail)
+
+    with pytest.raises(OSError, match=r"lm: the disk is full\. Free some space") as error:
+        old.export(tmp_path / "lm", verbose=False)
+
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 # === Errors ===
 
 # Writes everything in all ways under a limit, and prints the errors.
