@@ -46,7 +46,7 @@ def new(tokenizer):
     model = make_lm(tokenizer, 2)
     model.enable_lora(2)
     for variable in model.trainable_variables:
-        variable.assign_add(keras.ops.ones_like(variable))
+        variable.assign(variable + 1)
     return model
 
 
