@@ -12,6 +12,7 @@ from kgpt.generation.arguments import is_stepwise, written_vocabulary
 from kgpt.generation.filters import NO_FILTERS, Filters, ban_stops, filtered
 from kgpt.generation.layout import prompt_layout, step_layout, without_gap
 from kgpt.generation.torch_recorder import record
+from kgpt.locks import lock_of
 
 
 class Functions(NamedTuple):
@@ -59,14 +60,15 @@ def cached(model, key, make):
         key: what it is known by.
         make: function that returns compiled functions.
     """
-    variables = model.backbone.variables
-    compiled_for, functions = vars(model).get("_compiled", ([], {}))
-    if [id(v) for v in compiled_for] != [id(v) for v in variables]:
-        functions = {}
-        vars(model)["_compiled"] = variables, functions
-    if key not in functions:
-        functions[key] = make()
-    return functions[key]
+    with lock_of(model).held():
+        variables = model.backbone.variables
+        compiled_for, functions = vars(model).get("_compiled", ([], {}))
+        if [id(v) for v in compiled_for] != [id(v) for v in variables]:
+            functions = {}
+            vars(model)["_compiled"] = variables, functions
+        if key not in functions:
+            functions[key] = make()
+        return functions[key]
 
 
 def _make_functions(backbone, sampler, vocabulary, options):
@@ -86,7 +88,7 @@ def _make_functions(backbone, sampler, vocabulary, options):
     else:
         complete = _make_search(backbone, sampler, run_step, vocabulary)
     compiled = (
-        compile_function(function, backbone.variables, sampler.variables)
+        compile_function(function, backbone, sampler.variables)
         for function in (prefill_alone, next_tokens, complete)
     )
     return Functions(*compiled)
@@ -315,16 +317,17 @@ def _as_index(x):
 # === Compilation ===
 
 
-def compile_function(function, weights, random_states=()):
+def compile_function(function, backbone, random_states=()):
     """Compiles as the backend does.
 
     Args:
         function: takes a static int or None, then tensors.
-        weights: the variables that it reads.
+        backbone: the model whose variables it reads.
         random_states: the variables that it reads and writes.
 
     Returns:
-        A function that takes, before these arguments, the random states to use and to renew.
+        A function that takes, before these arguments, the random states to use and to renew. It
+        holds the backbone's lock: the random states that are compiled in serve one call at a time.
     """
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
@@ -332,19 +335,20 @@ def compile_function(function, weights, random_states=()):
         # On a CPU too: a step is many small operations, which XLA joins.
         compiled = tf.function(function, autograph=False, jit_compile=True)
     elif keras.config.backend() == "jax":
-        compiled = _compile_by_jax(function, weights, random_states)
+        compiled = _compile_by_jax(function, backbone.variables, random_states)
     else:
         import torch
 
         compiled = torch.inference_mode()(function)
 
     def run(states, static, *inputs):
-        for own, state in zip(random_states, states, strict=True):
-            own.assign(state)
-        outputs = compiled(static, *tree.map_structure(ops.convert_to_tensor, inputs))
-        for own, state in zip(random_states, states, strict=True):
-            state.assign(own)
-        return outputs
+        with lock_of(backbone).held():
+            for own, state in zip(random_states, states, strict=True):
+                own.assign(state)
+            outputs = compiled(static, *tree.map_structure(ops.convert_to_tensor, inputs))
+            for own, state in zip(random_states, states, strict=True):
+                state.assign(own)
+            return outputs
 
     return run
 

@@ -13,6 +13,7 @@ from kgpt.generation.arguments import GenerateOptions, Many, One, Prompts
 from kgpt.generation.compiled import Functions, Options, functions_for
 from kgpt.generation.layout import in_sight, lay_out, sizes
 from kgpt.generation.texts import has_stop, new_text, stream_text
+from kgpt.locks import locked
 
 
 class Run(NamedTuple):
@@ -110,6 +111,7 @@ def generate(
     return_log_probabilities: bool = False,
 ) -> Any: ...
 @checked
+@locked
 def generate(
     model,
     prompts,
@@ -137,6 +139,8 @@ def generate(
     The first call for a new sampler, option, batch size or range of lengths compiles; later calls
     reuse the compiled functions, with the model's current weights. Lengths are rounded up to powers
     of two for this, which costs memory but no steps. Rows of a batch do not influence each other.
+    Threads may call it at once: a call waits until the one before it is done, a stream for each
+    token alone. During a `fit` in another thread it raises RuntimeError.
 
     A token is chosen from the model's probabilities as the options change them, in the order of
     transformers: `repetition_penalty`, `no_repeat_ngram_size`, `temperature`, `top_k`, `top_p`,

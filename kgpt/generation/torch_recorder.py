@@ -10,10 +10,13 @@ from keras import tree
 
 from kgpt.kernels.cache import prefix_ends
 from kgpt.kernels.platform import has_accelerator
+from kgpt.locks import Lock
 
 # From so many slots on, in all rows together, a step reads the filled prefix of a cache alone. Each
 # of its sizes has a record of its own, which takes time in the first call.
 _PREFIXES_FROM = 1024
+
+_recording = Lock()  # PyTorch's tracing, and its warnings, are of the whole process
 
 
 def record(step):
@@ -43,7 +46,8 @@ def record(step):
             seen = next(end for end in prefix_ends(slots) if end > int(slot))
         key = rows, slots, new_slots, seen
         if key not in records:
-            records[key] = _record_once(step, inputs, new_slots, seen)
+            with _recording.held():
+                records[key] = _record_once(step, inputs, new_slots, seen)
         logits, hidden_states, *cache_tensors = records[key](*tree.flatten(inputs))
         return logits, hidden_states, tree.pack_sequence_as(cache, cache_tensors)
 

@@ -12,6 +12,7 @@ from kgpt.arguments import checked
 from kgpt.generation import arguments
 from kgpt.generation.compiled import cached, compile_function
 from kgpt.kernels.cross_entropy import log_likelihoods
+from kgpt.locks import locked
 
 _SHORTEST = 16  # shorter rows are padded to it
 
@@ -67,6 +68,7 @@ def score(
     stride: int | None = None,
 ) -> Any: ...
 @checked
+@locked
 def score(
     lm,
     texts,
@@ -82,7 +84,8 @@ def score(
     encoded by itself, as in `generate`; an empty one is the tokenizer's end-of-text token, after
     which each token of a text is scored. The end of a text is scored only if its token is one of
     the ids. The logits exist for some rows at a time. Each new shape compiles; lengths and numbers
-    of rows are rounded up to powers of two, so that there are few.
+    of rows are rounded up to powers of two, so that there are few. Threads may call it at once, as
+    `generate`.
 
     Args:
         lm: a `CausalLM`.
@@ -122,6 +125,7 @@ def score(
 
 
 @checked
+@locked
 def perplexity(
     lm, texts, prompts=None, *, batch_size: int = 32, stride: int | None = None
 ) -> float:
@@ -154,6 +158,7 @@ def perplexity(
 
 
 @checked
+@locked
 def embed(
     lm, texts, layer: int | None = None, pooling: str = "last", *, batch_size: int = 32
 ) -> np.ndarray:
@@ -313,7 +318,7 @@ def _make_scoring(backbone):
         found = log_likelihoods(rows, projection, ops.reshape(targets, (-1,)))
         return ops.reshape(found, token_ids.shape)
 
-    return compile_function(token_scores, backbone.variables)
+    return compile_function(token_scores, backbone)
 
 
 def _make_pooling(backbone):
@@ -327,4 +332,4 @@ def _make_pooling(backbone):
         h = ops.cast(h, "float32")  # (batch, length, hidden_dim)
         return ops.matmul(shares[:, None], h)[:, 0]
 
-    return compile_function(pooled, backbone.variables)
+    return compile_function(pooled, backbone)

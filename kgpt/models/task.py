@@ -13,6 +13,7 @@ from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import num_replicas
+from kgpt.locks import locked
 from kgpt.models import fitting
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
@@ -171,13 +172,14 @@ class Task(WholeModel, keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    fit = fitting.fit
-    evaluate = fitting.evaluate
-    predict = fitting.predict
-    train_on_batch = fitting.train_on_batch
-    test_on_batch = fitting.test_on_batch
-    predict_on_batch = fitting.predict_on_batch
+    fit = locked(fitting.fit, training=True)
+    evaluate = locked(fitting.evaluate)
+    predict = locked(fitting.predict)
+    train_on_batch = locked(fitting.train_on_batch)
+    test_on_batch = locked(fitting.test_on_batch)
+    predict_on_batch = locked(fitting.predict_on_batch)
 
+    @locked
     def load_weights(self, *args, **kwargs):
         super().load_weights(*args, **kwargs)
         revive_lora(self.backbone)

@@ -15,6 +15,7 @@ from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 
 from kgpt.files import check_free_space, files_written_whole, written_whole
 from kgpt.hdf5 import SafeFile
+from kgpt.locks import locked
 from kgpt.models import freezing, lora, lora_files, resize
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
 
@@ -131,10 +132,10 @@ class WholeModel:
                 with files_written_whole(path.parent, last=path.name, manifest=False) as unfinished:
                     super().save_weights(unfinished / path.name, max_shard_size=max_shard_size)
 
-    enable_lora = lora.enable_lora
-    merge_lora = lora.merge_lora
+    enable_lora = locked(lora.enable_lora)
+    merge_lora = locked(lora.merge_lora)
     save_lora_weights = lora_files.save_lora_weights
-    load_lora_weights = lora_files.load_lora_weights
+    load_lora_weights = locked(lora_files.load_lora_weights)
     freeze = freezing.freeze
     unfreeze = freezing.unfreeze
     with_max_sequence_length = resize.with_max_sequence_length
@@ -144,6 +145,7 @@ class WholeModel:
     save_to_preset = save_to_preset
     push_to_hub = push_to_hub
 
+    @locked
     def quantize(self, mode=None, config=None, filters=None, **kwargs) -> None:
         """Replaces the matrices by smaller ones, as `keras.Model.quantize` does.
 

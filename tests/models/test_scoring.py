@@ -224,7 +224,7 @@ def test_vectors_do_not_depend_on_the_batch(lm):
 def test_texts_of_many_lengths_compile_for_few_shapes(monkeypatch):
     shapes = set()
 
-    def record(function, variables):
+    def record(function, backbone):
         return lambda states, static, token_ids, other: shapes.add(token_ids.shape) or other
 
     monkeypatch.setattr(scoring, "compile_function", record)
