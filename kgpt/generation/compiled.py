@@ -14,6 +14,8 @@ from kgpt.generation.layout import prompt_layout, step_layout, without_gap
 from kgpt.generation.torch_recorder import record
 from kgpt.locks import lock_of
 
+_MOST_KEPT = 32  # functions compiled for a model
+
 
 class Functions(NamedTuple):
     """Compiled functions; each takes the sampler's random states and the static `new_slots`."""
@@ -53,7 +55,8 @@ def functions_for(model, sampler, options=NO_OPTIONS) -> Functions:
 def cached(model, key, make):
     """Returns `make()`, cached on the model.
 
-    It is made again when the model has other variables, as after `quantize` or `enable_lora`.
+    It is made again when the model has other variables, as after `quantize` or `enable_lora`. Those
+    used last are kept: a server's clients may choose any temperature.
 
     Args:
         model: an object with the attribute `backbone`.
@@ -66,8 +69,9 @@ def cached(model, key, make):
         if [id(v) for v in compiled_for] != [id(v) for v in variables]:
             functions = {}
             vars(model)["_compiled"] = variables, functions
-        if key not in functions:
-            functions[key] = make()
+        functions[key] = functions.pop(key) if key in functions else make()
+        if len(functions) > _MOST_KEPT:
+            del functions[next(iter(functions))]
         return functions[key]
 
 

@@ -10,6 +10,7 @@ import pytest
 from full_passes import RAGGED, VOCABULARY, make_lm
 from keras import ops
 
+from kgpt.generation import compiled
 from kgpt.generation.compiled import functions_for, prefill, step
 from kgpt.generation.layout import lay_out
 
@@ -76,6 +77,16 @@ def test_equal_samplers_have_the_same_functions_until_the_variables_change():
     assert functions_for(lm, keras_hub.samplers.TopKSampler(k=5)) is not first
     lm.quantize("int8")
     assert functions_for(lm, keras_hub.samplers.TopKSampler(k=4)) is not first
+
+
+def test_the_functions_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(compiled, "_MOST_KEPT", 2)
+    lm, made = make_lm(), []
+
+    for temperature in (1, 2, 1, 3, 1, 2):
+        compiled.cached(lm, temperature, lambda t=temperature: made.append(t))
+
+    assert made == [1, 2, 3, 2]
 
 
 def test_the_loop_ends_when_all_rows_have_stopped_or_have_all_they_may(lm):
