@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
     calls: int
 
 
-SMALL, FULL = Sizes(6, 3, 1, 40), Sizes(20_000, 20, 60, 10_000)
+SMALL, FULL = Sizes(6, 3, 1, 40), Sizes(20_000, 20, 40, 10_000)
 VOCABULARY, WINDOW, LENGTH, BATCH, NEW = 50, 256, 32, 4, 8
 SAMPLES, GROWTH = 20, 0.02  # looks at the memory in a part; what it may grow by
 

@@ -9,7 +9,7 @@ import keras
 from keras import ops, tree
 
 from kgpt.generation.arguments import is_stepwise, written_vocabulary
-from kgpt.generation.filters import NO_FILTERS, Filters, ban_stops, filtered
+from kgpt.generation.filters import NO_FILTERS, Filters, ban_stops, filtered, with_numbers
 from kgpt.generation.layout import prompt_layout, step_layout, without_gap
 from kgpt.generation.torch_recorder import record
 from kgpt.locks import lock_of
@@ -22,13 +22,13 @@ class Functions(NamedTuple):
 
     prefill: callable  # token_ids, lengths -> cache
     step: callable  # what `_make_step`'s function takes and gives
-    complete: callable  # token_ids, lengths, finished, count, stops, early -> tokens, their scores
+    complete: callable  # `_make_loop`'s -> tokens, their scores
 
 
 class Options(NamedTuple):
     """What is compiled into the functions beside the sampler."""
 
-    filters: Filters = NO_FILTERS
+    filters: Filters = NO_FILTERS  # as of `without_numbers`
     has_early: bool = False  # whether some of the new tokens must not be stop tokens
     has_scores: bool = False  # whether the tokens' log-probabilities are computed
 
@@ -47,7 +47,7 @@ def functions_for(model, sampler, options=NO_OPTIONS) -> Functions:
 
     def make():  # with random states of its own
         own = type(sampler).from_config(config) if is_known else sampler
-        return _make_functions(model.backbone, own, vocabulary, options)
+        return _make_functions(model, own, vocabulary, options)
 
     return cached(model, (type(sampler), settings, vocabulary, options), make)
 
@@ -56,7 +56,7 @@ def cached(model, key, make):
     """Returns `make()`, cached on the model.
 
     It is made again when the model has other variables, as after `quantize` or `enable_lora`. Those
-    used last are kept: a server's clients may choose any temperature.
+    used last are kept: a server's clients may choose any sampler.
 
     Args:
         model: an object with the attribute `backbone`.
@@ -75,13 +75,16 @@ def cached(model, key, make):
         return functions[key]
 
 
-def _make_functions(backbone, sampler, vocabulary, options):
+def _make_functions(model, sampler, vocabulary, options):
+    backbone = model.backbone
+
     def run_step(token_ids, cache, slot, new_slots, seen=None):
         h, cache = step(backbone, token_ids, cache, slot, new_slots, seen)
         return backbone.token_embedding(h, reverse=True), h, cache
 
     if keras.config.backend() == "torch":
-        run_step = record(run_step)
+        # One for all samplers. PyTorch never frees a record, about 1 MB.
+        run_step = cached(model, "step", functools.partial(record, run_step))
 
     def prefill_alone(new_slots, token_ids, lengths):
         return prefill(backbone, token_ids, lengths, new_slots)[0]
@@ -104,7 +107,7 @@ def _make_functions(backbone, sampler, vocabulary, options):
 def _make_step(run_step, sampler, vocabulary, options):
     """Returns the function that chooses the next token of each row."""
 
-    def next_tokens(new_slots, tokens, cache, slot, stops, early):
+    def next_tokens(new_slots, tokens, cache, slot, stops, early, numbers=()):
         """Takes one step.
 
         Args:
@@ -115,6 +118,7 @@ def _make_step(run_step, sampler, vocabulary, options):
             stops: int tensor `(stops,)`.
             early: int scalar. How many of the new slots, counted from the first, must not hold a
                 stop token.
+            numbers: float tensor: those of the filters, as of `without_numbers`.
 
         Returns:
             The next tokens `(batch,)`; their log-probabilities by the model itself, whatever the
@@ -127,7 +131,7 @@ def _make_step(run_step, sampler, vocabulary, options):
             logits = ban_stops(logits, stops, slot - prompt_slots + 1 < early)
         if options.filters != NO_FILTERS:
             text = without_gap(tokens, cache["lengths"], slot, prompt_slots)
-            logits = filtered(options.filters, logits, *text)
+            logits = filtered(with_numbers(options.filters, numbers), logits, *text)
         chosen = sampler.get_next_token(sampler.compute_probabilities(logits))
         chosen = ops.reshape(ops.cast(chosen, "int32"), (tokens.shape[0],))
         scores = _log_probabilities(all_logits, chosen) if options.has_scores else ()
@@ -139,7 +143,8 @@ def _make_step(run_step, sampler, vocabulary, options):
 def _make_loop(backbone, sampler, next_tokens, options):
     """Returns the function that runs the steps until all rows have stopped."""
 
-    def complete(new_slots, token_ids, lengths, finished, count, stops, early):
+    def complete(new_slots, token_ids, lengths, finished, count, *choice):
+        stops = choice[0]  # with the rest, what `next_tokens` takes
         cache, _ = prefill(backbone, token_ids, lengths, new_slots)
         empty = ops.full((token_ids.shape[0], new_slots), -1, "int32")
         tokens = ops.concatenate([token_ids, empty], axis=1)
@@ -152,7 +157,7 @@ def _make_loop(backbone, sampler, next_tokens, options):
             return ops.logical_not(ops.all(finished))
 
         def body(tokens, scores, cache, slot, finished):
-            chosen, new, tokens, cache = next_tokens(new_slots, tokens, cache, slot, stops, early)
+            chosen, new, tokens, cache = next_tokens(new_slots, tokens, cache, slot, *choice)
             if options.has_scores:
                 scores = _put(scores, new, slot + 1)
             if stops.shape[0]:
@@ -238,7 +243,7 @@ def step(backbone, token_ids, cache, slot, new_slots, seen=None):
 def _make_search(backbone, sampler, run_step, vocabulary):
     """Returns the function that lets a sampler run its own loop."""
 
-    def complete(new_slots, token_ids, lengths, finished, count, stops, early):
+    def complete(new_slots, token_ids, lengths, finished, count, stops, *_):
         cache, hidden_states = prefill(backbone, token_ids, lengths, new_slots)
         tokens, mask = _buffer(token_ids, finished, new_slots)
 

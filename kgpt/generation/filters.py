@@ -6,6 +6,7 @@ Their order and meaning are those of transformers (`generation/logits_process.py
 import math
 from typing import NamedTuple
 
+import numpy as np
 from keras import ops
 
 
@@ -22,12 +23,32 @@ class Filters(NamedTuple):
 
 NO_FILTERS = Filters()
 
+# What may be any number: it is given to compiled functions, where ints are compiled in.
+_NUMBERS = ("repetition_penalty", "temperature", "top_p", "min_p")
+
+
+def without_numbers(filters):
+    """Returns filters with True for each number that acts, and these numbers in an array, or ()."""
+    if filters.top_p == 1:  # these two would keep all tokens, but for rounding
+        filters = filters._replace(top_p=None)
+    if filters.min_p == 0:
+        filters = filters._replace(min_p=None)
+    names = [name for name in _NUMBERS if getattr(filters, name) is not None]
+    numbers = np.array([getattr(filters, name) for name in names], "float32")
+    return filters._replace(**dict.fromkeys(names, True)), numbers if names else ()
+
+
+def with_numbers(filters, numbers):
+    """Returns filters with the numbers that `without_numbers` took out, as scalars."""
+    names = [name for name in _NUMBERS if getattr(filters, name) is not None]
+    return filters._replace(**{name: numbers[i] for i, name in enumerate(names)})
+
 
 def filtered(filters, logits, tokens, lengths):
     """Returns the logits after all filters that are set.
 
     Args:
-        filters: `Filters`.
+        filters: `Filters`, whose numbers may be tensors.
         logits: float tensor `(rows, vocabulary)`.
         tokens: int tensor `(rows, positions)`: the text so far, from position 0 on.
         lengths: int tensor `(rows,)`: how many tokens the text has.
@@ -45,9 +66,9 @@ def filtered(filters, logits, tokens, lengths):
         logits = (logits - ops.max(logits, axis=-1, keepdims=True)) / filters.temperature
     if filters.top_k is not None:
         logits = keep_top_k(logits, filters.top_k)
-    if filters.top_p is not None and filters.top_p < 1:
+    if filters.top_p is not None:
         logits = keep_top_p(logits, filters.top_p)
-    if filters.min_p:
+    if filters.min_p is not None:
         logits = keep_min_p(logits, filters.min_p)
     return logits
 
@@ -106,7 +127,7 @@ def keep_top_p(logits, p):
 
 def keep_min_p(logits, p):
     """Keeps tokens at least `p` times as likely as the likeliest (Nguyen et al. 2024)."""
-    least = ops.max(logits, axis=-1, keepdims=True) + math.log(p)
+    least = ops.max(logits, axis=-1, keepdims=True) + ops.log(p)
     return _minus_infinity(logits, logits < least)
 
 

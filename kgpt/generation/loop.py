@@ -11,6 +11,7 @@ from kgpt.arguments import checked
 from kgpt.generation import arguments
 from kgpt.generation.arguments import GenerateOptions, Many, One, Prompts
 from kgpt.generation.compiled import Functions, Options, functions_for
+from kgpt.generation.filters import without_numbers
 from kgpt.generation.layout import in_sight, lay_out, sizes
 from kgpt.generation.texts import has_stop, new_text, stream_text
 from kgpt.locks import locked
@@ -23,6 +24,7 @@ class Run(NamedTuple):
     states: list  # the sampler's random states
     tokenizer: object
     limits: arguments.Limits
+    numbers: object  # of the filters, as of `without_numbers`
 
 
 @overload
@@ -137,7 +139,8 @@ def generate(
     """Continues prompts, with keys and values cached.
 
     The first call for a new sampler, option, batch size or range of lengths compiles; later calls
-    reuse the compiled functions, with the model's current weights. Lengths are rounded up to powers
+    reuse the compiled functions, with the model's current weights, for other numbers of the options
+    too (but not for other ints). Lengths are rounded up to powers
     of two for this, which costs memory but no steps. Rows of a batch do not influence each other.
     Threads may call it at once: a call waits until the one before it is done, a stream for each
     token alone. During a `fit` in another thread it raises RuntimeError.
@@ -219,8 +222,9 @@ def generate(
         wanted = num_return_sequences, return_log_probabilities
         arguments.check_stream(many, is_single, sampler, *wanted)
     states = sampler.variables if seed is None else arguments.read_seed(seed, sampler)
+    filters, numbers = without_numbers(filters)
     options = Options(filters, min_new_tokens > 0, return_log_probabilities)
-    run = Run(functions_for(model, sampler, options), states, model.tokenizer, limits)
+    run = Run(functions_for(model, sampler, options), states, model.tokenizer, limits, numbers)
     if stream:
         return _streamed(run, many[0], starts[0], return_prompt)
     copies = num_return_sequences or 1
@@ -296,7 +300,7 @@ def _by_windows(run, contexts):
         laid_out = lay_out(contexts, prompt_slots)
         early = max(0, limits.min_new_tokens - written)
         outputs = run.functions.complete(
-            run.states, new_slots, *laid_out, finished, count, stops, early
+            run.states, new_slots, *laid_out, finished, count, stops, early, run.numbers
         )
         tokens, scores = (
             ops.convert_to_numpy(rows)[:, prompt_slots : prompt_slots + count].tolist()
@@ -348,7 +352,7 @@ def _steps(run, contexts):
         early = max(0, limits.min_new_tokens - written)
         for slot in range(prompt_slots - 1, prompt_slots - 1 + count):
             chosen, scores, tokens, cache = run.functions.step(
-                run.states, new_slots, tokens, cache, slot, stops, early
+                run.states, new_slots, tokens, cache, slot, stops, early, run.numbers
             )
             chosen = ops.convert_to_numpy(chosen).tolist()
             yield chosen, ops.convert_to_numpy(scores).tolist() if len(scores) else []

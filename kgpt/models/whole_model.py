@@ -132,6 +132,11 @@ class WholeModel:
                 with files_written_whole(path.parent, last=path.name, manifest=False) as unfinished:
                     super().save_weights(unfinished / path.name, max_shard_size=max_shard_size)
 
+    # A backbone's; a task has its own.
+    fit = locked(keras.Model.fit, training=True)
+    evaluate = locked(keras.Model.evaluate)
+    predict = locked(keras.Model.predict)
+
     enable_lora = locked(lora.enable_lora)
     merge_lora = locked(lora.merge_lora)
     save_lora_weights = lora_files.save_lora_weights

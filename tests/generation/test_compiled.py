@@ -79,6 +79,21 @@ def test_equal_samplers_have_the_same_functions_until_the_variables_change():
     assert functions_for(lm, keras_hub.samplers.TopKSampler(k=4)) is not first
 
 
+def test_other_numbers_of_the_options_compile_nothing_new_and_act(passes):
+    def options(*numbers):
+        names = ("temperature", "top_p", "min_p", "repetition_penalty")
+        return {"seed": 0, **dict(zip(names, numbers, strict=True))}
+
+    lm, other = make_lm(), make_lm()
+    first = lm.generate([1, 2, 3], 9, **options(0.7, 0.9, 0.05, 1.1))
+    compiled = len([shape for shape in passes if shape[1] == 1])
+
+    second = lm.generate([1, 2, 3], 9, **options(3.0, 0.99, 0.01, 1.6))
+
+    assert len([shape for shape in passes if shape[1] == 1]) == compiled > 0
+    assert first != second == other.generate([1, 2, 3], 9, **options(3.0, 0.99, 0.01, 1.6))
+
+
 def test_the_functions_used_last_are_kept(monkeypatch):
     monkeypatch.setattr(compiled, "_MOST_KEPT", 2)
     lm, made = make_lm(), []

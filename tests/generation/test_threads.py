@@ -56,7 +56,8 @@ def calls_of(lm, classifier):
     yield 6, lambda: classifier.predict(x, verbose=0)
     yield 6, lambda: classifier.evaluate(x, y, verbose=0)
     yield 6, lambda: lm.predict(x, verbose=0)
-    yield 6, lambda: lm.evaluate(x, verbose=0)
+    yield 3, lambda: lm.evaluate(x, verbose=0)
+    yield 3, lambda: lm.backbone.predict(x, verbose=0)
 
 
 def is_same(found, expected):
