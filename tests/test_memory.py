@@ -162,12 +162,14 @@ def memory():
 
 def grows(name, part, count):
     """Runs a part, prints its memory, and returns whether it grows in the second half."""
-    every = max(1, count // SAMPLES)
-    samples = [memory() for i, _ in enumerate(part, 1) if i % every == 0]
-    half = len(samples) // 2
-    growth = samples[-1] / samples[half - 1] - 1
-    shown = ", ".join(f"{megabytes:.0f}" for megabytes in samples)
-    print(f"{name}: {growth:+.2%} in the second half; MB: {shown}", flush=True)
+    every, samples = max(1, count // SAMPLES), []
+    print(f"{name}, MB:", end="", flush=True)
+    for i, _ in enumerate(part, 1):
+        if i % every == 0:
+            samples.append(memory())
+            print(f" {samples[-1]:.0f}", end="", flush=True)
+    growth = samples[-1] / samples[len(samples) // 2 - 1] - 1
+    print(f"; {growth:+.2%} in the second half", flush=True)
     return growth > GROWTH
 
 
