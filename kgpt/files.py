@@ -60,6 +60,8 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         path: path of the file, in a folder that exists; an existing file is replaced.
 
     Example:
+        from kgpt.files import written_whole
+
         with written_whole("notes.txt") as unfinished:
             unfinished.write_text("whole")
     """
@@ -90,7 +92,9 @@ def folder_written_whole(path: str | os.PathLike) -> Iterator[Path]:
         path: path of the folder, which must not exist, in a folder that exists.
 
     Example:
-        with folder_written_whole("run/step-10") as unfinished:
+        from kgpt.files import folder_written_whole
+
+        with folder_written_whole("step-10") as unfinished:
             (unfinished / "state.txt").write_text("whole")
     """
     real = Path(os.path.realpath(path))
@@ -127,10 +131,6 @@ def files_written_whole(
         last: name of the file that comes last.
         outdated: names or patterns of files that go where no new one has their name.
         manifest: bool. Whether the folder has a manifest.
-
-    Example:
-        with files_written_whole("model", last="config.json") as unfinished:
-            (unfinished / "config.json").write_text("{}")
     """
     real = Path(os.path.realpath(folder))
     if manifest and not os.path.lexists(real):

@@ -11,6 +11,9 @@ class SafeFile(io.BytesIO):
     `BytesIO` since Keras takes nothing else for an open file; Keras reads the ending off its name.
 
     Example:
+        import h5py
+        from kgpt.hdf5 import SafeFile
+
         with SafeFile("a.h5") as file, h5py.File(file, "w") as weights:
             weights["a"] = np.ones(3)
     """
