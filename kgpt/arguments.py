@@ -30,13 +30,14 @@ def is_real(value) -> bool:
 # === Rules: each takes an argument's name and value, and returns the value ===
 
 
-def integer(least: int, hint: str = ""):
-    """Returns the rule for an int of at least `least`."""
+def integer(least: int, hint: str = "", most: int | None = None):
+    """Returns the rule for an int of at least `least`, and at most `most`."""
+    expected = f"an int of at least {least}" + ("" if most is None else f" and at most {most:,}")
 
     def rule(name, value):
-        if is_int(value) and value >= least:
+        if is_int(value) and least <= value and (most is None or value <= most):
             return int(value)
-        refuse(name, value, f"an int of at least {least}", hint)
+        refuse(name, value, expected, hint)
 
     return rule
 
@@ -174,7 +175,9 @@ _FLAGS = (
     *("use_ema", "amsgrad"),
 )
 RULES = {
-    **dict.fromkeys((*_SIZES, "max_sequence_length", *_COUNTS), integer(1)),
+    **dict.fromkeys((*_SIZES, "max_sequence_length"), integer(1, most=2**31 - 1)),  # int32
+    "num_layers": integer(1, most=10_000),
+    **dict.fromkeys(_COUNTS, integer(1)),
     **dict.fromkeys(("gradient_accumulation_steps", "steps_per_epoch", "shard_count"), integer(1)),
     **dict.fromkeys(("rank", "num_return_sequences"), integer(1)),
     **dict.fromkeys(("num_classes", "num_choices"), integer(2)),

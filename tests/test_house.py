@@ -10,7 +10,8 @@ import kgpt
 
 # Each part may import, at the top of a file, itself and the parts before it.
 ORDER = (
-    *("keywords", "arguments", "console", "files", "hdf5", "locks", "text", "tokenizer", "data"),
+    *("keywords", "arguments", "console", "files", "hdf5", "reading", "locks", "text", "tokenizer"),
+    "data",
     "kernels",
     *("distribution", "initializers", "low_rank", "layers", "losses", "metrics", "settings"),
     *("recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +10,25 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from kgpt.arguments import RULES
 from kgpt.convert import configs
 from kgpt.convert.weights import (
+    check_size,
     find_tensors,
     import_extra,
     named_weights,
     read_weights,
     write_weights,
 )
-from kgpt.files import check_free_space, files_written_whole
+from kgpt.files import check_free_space, check_manifest, files_written_whole
 from kgpt.initializers import starting_at_zero
+from kgpt.kernels.platform import checked_policy
 from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 from kgpt.models.whole_model import num_bytes
+from kgpt.reading import errors_name, read_json
 from kgpt.tokenizer import Tokenizer
 from kgpt.tokenizer.gpt1_words import gpt1_rules
+from kgpt.tokenizer.training import tokenizer_from_parts
 
 _FILES = [
     "config.json",
@@ -89,18 +93,27 @@ def from_huggingface(
         lm.generate("The meaning of life is", max_new_tokens=30)
         backbone = kgpt.from_huggingface("openai-community/openai-gpt", "backbone")
     """
-    if task not in ("auto", *configs.TASKS):
+    if not isinstance(task, str) or task not in ("auto", *configs.TASKS):
         raise ValueError(
             f"task must be auto or one of {', '.join(configs.TASKS)}. Received: task={task!r}."
         )
+    if dropout is not None:
+        RULES["dropout"]("dropout", dropout)
+    if tokenizer is not None and not (isinstance(tokenizer, str) and tokenizer == "auto"):
+        RULES["tokenizer"]("tokenizer", tokenizer)
+    dtype = checked_policy(dtype)
     folder = downloaded(name_or_folder, revision, cache_dir)
+    shards = (path.name for path in folder.glob("model-*-of-*.safetensors"))
+    check_manifest(folder, [*_FILES, *shards])
     config, tensors = _read_config(folder), find_tensors(folder)
-    options = configs.backbone_options(config, dropout)
-    task_in_files = configs.task_in_files(config, tensors)
-    task = task_in_files if task == "auto" else task
-    has_head = configs.TASKS[task] == configs.TASKS[task_in_files]
-    if has_head:
-        head_options = {**configs.head_options(task, config, tensors), **head_options}
+    with errors_name(folder / "config.json"):
+        options = configs.backbone_options(config, dropout)
+        check_size(options, {name: tensor.shape for name, tensor in tensors.items()})
+        task_in_files = configs.task_in_files(config, tensors)
+        task = task_in_files if task == "auto" else task
+        has_head = configs.TASKS[task] == configs.TASKS[task_in_files]
+        if has_head:
+            head_options = {**configs.head_options(task, config, tensors), **head_options}
     if task == "backbone":
         options |= head_options
     elif isinstance(tokenizer, str):
@@ -111,19 +124,22 @@ def from_huggingface(
         model = configs.MODELS[task](backbone, tokenizer=tokenizer, **head_options)
     read_weights(backbone, _head_weights(model) if has_head else {}, tensors)
     if config.get(configs.BIAS):
-        _take_bias_out(model, has_head, config[configs.BIAS], tensors)
+        with errors_name(folder / "config.json"):
+            _take_bias_out(model, has_head, config[configs.BIAS], tensors)
     return model
 
 
 def backbone_options_in(name_or_folder) -> dict:
     """Returns the arguments of a `GPTBackbone` of the size that a folder or repository has."""
     folder = downloaded(name_or_folder, files=["config.json"])
-    return configs.backbone_options(_read_config(folder), None)
+    with errors_name(folder / "config.json"):
+        return configs.backbone_options(_read_config(folder), None)
 
 
 def task_in(folder: Path) -> str:
     """Returns the task whose head is in a folder."""
-    return configs.task_in_files(_read_config(folder), find_tensors(folder))
+    with errors_name(folder / "config.json"):
+        return configs.task_in_files(_read_config(folder), find_tensors(folder))
 
 
 def downloaded(name_or_folder, revision=None, cache_dir=None, files=_FILES) -> Path:
@@ -142,16 +158,16 @@ def downloaded(name_or_folder, revision=None, cache_dir=None, files=_FILES) -> P
     )
 
 
-def _read_json(path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _read_if_there(path) -> dict:
+    return read_json(path) if os.path.lexists(path) else {}
 
 
 def _read_config(folder) -> dict:
-    if not (folder / "config.json").exists():
+    if not os.path.lexists(folder / "config.json"):
         raise FileNotFoundError(
             f"There is no config.json. Received: {folder}, with {sorted(os.listdir(folder))}."
         )
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def _head_weights(model) -> dict[str, tuple]:
@@ -223,33 +239,27 @@ def _take_bias_out(model, has_head, bias, tensors):
 
 
 def _read_tokenizer(folder, style) -> Tokenizer | None:
-    parts = _read_json(folder / "tokenizer.json")
-    # transformers splits text for GPT-1 as for BERT, which gives other ids than GPT-1's: then
-    # only the vocabulary is of use.
-    as_for_bert = (parts.get("normalizer") or {}).get("type") == "BertNormalizer"
-    if parts and not as_for_bert:
-        if _read_json(folder / "tokenizer_config.json").get("kgpt_exact"):
+    file = folder / "tokenizer.json"
+    with errors_name(file):
+        parts = _read_if_there(file)
+        added = {token["content"]: token["id"] for token in parts.get("added_tokens") or ()}
+    if parts:
+        if _read_if_there(folder / "tokenizer_config.json").get("kgpt_exact"):
             parts["normalizer"] = None
-        return Tokenizer(json.dumps(parts))
-    added = {token["content"]: token["id"] for token in parts.get("added_tokens", [])}
-    added |= _read_json(folder / "added_tokens.json")
-    special = sorted(added.keys() - {"<unk>"}, key=added.get)
-    if as_for_bert:
-        vocabulary, merges = parts["model"]["vocab"], parts["model"]["merges"]
-        return make_tokenizer(vocabulary, map(" ".join, merges), style, special)
+        with errors_name(file):
+            return Tokenizer(json.dumps(parts))
+    with errors_name(folder / "added_tokens.json"):
+        added |= _read_if_there(folder / "added_tokens.json")
+        special = sorted(added.keys() - {"<unk>"}, key=added.get)
     files = folder / "vocab.json", folder / "merges.txt"
-    if not all(file.exists() for file in files):
+    if not all(map(os.path.lexists, files)):
         return None
     return Tokenizer.from_vocabulary(*files, style=style, special_tokens=special)
 
 
 def make_tokenizer(vocabulary, merges, style, special_tokens=()) -> Tokenizer:
     """As `Tokenizer.from_vocabulary`, of a dict and lines in place of files."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder, "vocabulary.json"), Path(folder, "merges.txt")
-        _write_json(files[0], vocabulary)
-        files[1].write_text("\n".join(merges), encoding="utf-8", newline="\n")
-        return Tokenizer.from_vocabulary(*files, style=style, special_tokens=special_tokens)
+    return Tokenizer(tokenizer_from_parts(vocabulary, merges, style, special_tokens).to_str())
 
 
 # === To a folder ===

@@ -1,14 +1,14 @@
 """GPT-2 as nanoGPT trains it."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
 from kgpt.arguments import checked, is_int
-from kgpt.convert.weights import MASK_BUFFER, named_weights, read_weights
+from kgpt.convert.weights import MASK_BUFFER, check_size, named_weights, read_weights
 from kgpt.initializers import starting_at_zero
 from kgpt.models import CausalLM, GPTBackbone
+from kgpt.reading import errors_name
 
 _SIZES = {
     "vocabulary_size": "vocab_size",
@@ -59,8 +59,11 @@ def from_nanogpt(
         lm.evaluate(valid)
     """
     checkpoint = _load(path)
-    options, tensors = checkpoint["model_args"], _tensors(checkpoint["model"])
-    _check_options(options, path)
+    options = checkpoint["model_args"]
+    with errors_name(path):
+        tensors = _tensors(checkpoint["model"])
+        _check_options(options, path)
+        _check_sizes(options, tensors, path)
     with starting_at_zero():
         backbone = GPTBackbone(
             **{name: options[key] for name, key in _SIZES.items()},
@@ -70,7 +73,8 @@ def from_nanogpt(
         )
     if not options.get("bias", True):
         tensors = {**_zero_biases(backbone), **tensors}
-    read_weights(backbone, {}, tensors)
+    with errors_name(path):
+        read_weights(backbone, {}, tensors)
     return CausalLM(backbone, tokenizer=tokenizer)
 
 
@@ -100,18 +104,20 @@ def _load(path) -> dict:
             "nanoGPT's checkpoints are files of PyTorch, which is not installed. "
             "Try: pip install torch"
         ) from error
-    if not Path(path).is_file():
+    if not Path(path).is_file():  # of a pipe, too
         raise FileNotFoundError(
             f"path must be the file that nanoGPT writes, ckpt.pt. Received: path={str(path)!r}."
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception:  # pickles and zips fail in any way
         raise ValueError(
             "The file must be a checkpoint of nanoGPT, with nothing in it but tensors and plain "
             f"values; code is not run. Received: path={str(path)!r}. Of a file that you trust, try "
             "saving model and model_args alone."
-        ) from error
+        ) from None
     parts = [checkpoint.get(key) for key in ("model", "model_args")] if _is_dict(checkpoint) else []
     if not parts or not all(map(_is_dict, parts)):
         kind = sorted(map(str, checkpoint)) if _is_dict(checkpoint) else type(checkpoint).__name__
@@ -136,11 +142,29 @@ def _check_options(options, path):
         )
 
 
+def _check_sizes(options, tensors, path):
+    """Raises ValueError for sizes of which the file can't have the weights."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    # Several views of one array, of which a tied embedding is one, count as often as they are.
+    received, most = sum(t.values.nbytes for t in tensors.values()), 4 * os.path.getsize(path)
+    if received > most:
+        raise ValueError(
+            f"The tensors must be in the file. Received: path={str(path)!r} with tensors of "
+            f"{received:,} bytes, four times as many as it has, {most // 4:,}. Try another copy."
+        )
+    check_size({name: options[key] for name, key in _SIZES.items()}, shapes)
+
+
 def _tensors(state) -> dict[str, _Tensor]:
     """Returns the tensors by their names in transformers' files, matrices turned as there."""
     tensors = {}
     for name, values in state.items():
         name = name.removeprefix("_orig_mod.").removeprefix("transformer.")  # of torch.compile
+        if not hasattr(values, "is_floating_point"):
+            raise ValueError(
+                "The model must hold tensors alone. "
+                f"Received: {name}, of type {type(values).__name__}."
+            )
         if not MASK_BUFFER.fullmatch(name):
             tensors[name] = _Tensor(values.T if name.endswith(_LINEAR) else values)
     return tensors

@@ -1,14 +1,16 @@
 """GPT-1 as OpenAI released it."""
 
-import json
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 
-from kgpt.convert.weights import assign, named_weights
+from kgpt.arguments import checked, is_int
+from kgpt.convert.weights import assign, check_size, named_weights
 from kgpt.initializers import starting_at_zero
 from kgpt.models import CausalLM, GPTBackbone
+from kgpt.reading import check_file, errors_name, map_npy, one_line, read_json
 from kgpt.tokenizer import Tokenizer
 
 _SHAPES = "params_shapes.json"
@@ -17,6 +19,7 @@ _MERGES = "vocab_40000.bpe"
 _TENSORS_IN_A_LAYER = 12
 
 
+@checked
 def from_openai(folder: str | os.PathLike, num_heads: int = 12, dtype=None) -> CausalLM:
     """Makes GPT-1 of the files that OpenAI released with the paper.
 
@@ -61,20 +64,22 @@ def from_openai(folder: str | os.PathLike, num_heads: int = 12, dtype=None) -> C
             f"{shapes[:3]}."
         )
     tokenizer = None
-    if (folder / _VOCABULARY).exists():
+    if os.path.lexists(folder / _VOCABULARY):
         files = folder / _VOCABULARY, folder / _MERGES
         tokenizer = Tokenizer.from_vocabulary(*files, style="gpt1")
+    options = {
+        "vocabulary_size": tokens[0],
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "hidden_dim": tokens[1],
+        "intermediate_dim": shapes[2 + 7][-1],  # the bias of the first feed-forward map
+        "max_sequence_length": positions[0],
+    }
+    with errors_name(folder / _SHAPES):
+        names = (f"h.{i // _TENSORS_IN_A_LAYER}.{i}" for i in range(len(shapes)))
+        check_size(options, dict(zip(names, shapes, strict=True)))
     with starting_at_zero():
-        backbone = GPTBackbone(
-            vocabulary_size=tokens[0],
-            num_layers=num_layers,
-            num_heads=num_heads,
-            hidden_dim=tokens[1],
-            intermediate_dim=shapes[2 + 7][-1],  # the bias of the first feed-forward map
-            max_sequence_length=positions[0],
-            norm_first=False,
-            dtype=dtype,
-        )
+        backbone = GPTBackbone(**options, norm_first=False, dtype=dtype)
     variables = {name: getattr(*weight) for name, weight in named_weights(backbone).items()}
     for (name, variable), shape in zip(variables.items(), shapes, strict=True):
         if tuple(variable.shape) != _without_ones(shape):
@@ -83,24 +88,28 @@ def from_openai(folder: str | os.PathLike, num_heads: int = 12, dtype=None) -> C
                 f"of {tuple(variable.shape)} for {name}."
             )
     start = 0
-    for variable, shape in zip(variables.values(), shapes, strict=True):
-        assign(variable, _rows_of(slices, start, _without_ones(shape)))
+    for (name, variable), shape in zip(variables.items(), shapes, strict=True):
+        with errors_name(folder):
+            assign(variable, _rows_of(slices, start, _without_ones(shape)), name)
         start += int(np.prod(shape))
     return CausalLM(backbone, tokenizer=tokenizer)
 
 
 def _read_files(folder):
     """Returns the slices, mapped and not read yet, and the shapes."""
-    if not (folder / _SHAPES).exists():
-        raise FileNotFoundError(
-            f"There is no {_SHAPES}. Received: {folder}. OpenAI's release has it in model/."
+    hint = "OpenAI's release has it in model/."
+    if not os.path.lexists(folder / _SHAPES):
+        raise FileNotFoundError(f"There is no {_SHAPES}. Received: {folder}. {hint}")
+    shapes = read_json(folder / _SHAPES, list)
+    wrong = next((shape for shape in shapes if not _is_shape(shape)), None)
+    if wrong is not None or not shapes:
+        raise ValueError(
+            f"{folder / _SHAPES} must be a list of shapes, each a list of ints above 0. "
+            f"Received: {wrong!r:.60} among them. Try another copy."
         )
-    try:
-        shapes = [tuple(map(int, shape)) for shape in json.loads((folder / _SHAPES).read_text())]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / _SHAPES} must be a list of shapes: {error}.") from error
-    slices = [np.load(folder / f"params_{i}.npy", mmap_mode="r") for i in range(10)]
-    expected, received = sum(int(np.prod(shape)) for shape in shapes), sum(map(len, slices))
+    shapes = [tuple(shape) for shape in shapes]
+    slices = [_map_slice(folder / f"params_{i}.npy", hint) for i in range(10)]
+    expected, received = sum(map(math.prod, shapes)), sum(part.size for part in slices)
     if expected != received or any(part.ndim != 1 for part in slices):
         raise ValueError(
             f"The ten files params_0.npy to params_9.npy must have the {expected} numbers of "
@@ -108,6 +117,21 @@ def _read_files(folder):
             f"shapes {[part.shape for part in slices]}."
         )
     return slices, shapes
+
+
+def _is_shape(shape) -> bool:
+    return isinstance(shape, list) and len(shape) > 0 and all(is_int(n) and n > 0 for n in shape)
+
+
+def _map_slice(path, hint) -> np.ndarray:
+    """Returns the numbers in a .npy file, mapped and not read yet."""
+    try:
+        array = map_npy(check_file(path, hint))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}. Try another copy.") from None
+    if array.dtype not in ("float16", "float32", "float64"):
+        raise ValueError(f"{path} must be an array of floats. Received: dtype {array.dtype}.")
+    return array
 
 
 def _without_ones(shape):

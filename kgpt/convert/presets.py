@@ -8,8 +8,6 @@ import re
 import tempfile
 from pathlib import Path
 
-import keras
-
 from kgpt.arguments import check_keywords, named_parameters, refuse
 from kgpt.console import show
 from kgpt.convert import configs
@@ -20,6 +18,7 @@ from kgpt.convert.huggingface import (
     task_in,
     to_huggingface,
 )
+from kgpt.convert.keras_file import load_keras_file
 from kgpt.convert.model_card import model_card
 from kgpt.convert.weights import import_extra
 from kgpt.files import files_written_whole
@@ -60,7 +59,7 @@ def load(cls, name, load_weights: bool, options: dict):
                 f"{fixed[0]}={of_body[fixed[0]]!r}, load_weights=True. Leave it out, or pass "
                 "load_weights=False for new weights."
             )
-    if os.path.isfile(os.path.join(source, _MODEL_FILE)):
+    if os.path.lexists(os.path.join(source, _MODEL_FILE)):
         return _from_keras_file(cls, Path(source, _MODEL_FILE), load_weights, of_body, of_head)
     with _hub_errors(name):
         if not load_weights:
@@ -91,7 +90,7 @@ def _from_huggingface(cls, source, of_body, of_head):
 
 
 def _from_keras_file(cls, path, load_weights, of_body, of_head):
-    model = keras.models.load_model(path, compile=False)
+    model = load_keras_file(path)
     body = getattr(model, "backbone", model)
     if not load_weights or of_body:
         fresh = GPTBackbone.from_config({**body.get_config(), **of_body})

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from typing import NamedTuple
 import keras
 import numpy as np
 from keras import ops
+
+from kgpt.arguments import RULES
+from kgpt.models.presets import SIZES, num_parameters
+from kgpt.reading import check_file, errors_name, one_line, read_json
 
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BYTES_AT_ONCE = 2**22
@@ -60,19 +65,35 @@ _GPT1_EMBEDDINGS = ("positions_embed", "tokens_embed")
 # === Into variables ===
 
 
-def assign(variable, read: Callable[[int, int], np.ndarray]) -> None:
+def assign(variable, read: Callable[[int, int], np.ndarray], name: str) -> None:
     """Writes a tensor into a variable, some rows at a time.
 
     Args:
         variable: a Keras variable.
         read: gives the rows from a start to an end, of any float type.
+        name: the tensor's name, for the message.
+
+    Raises:
+        ValueError: for NaN and infinity.
     """
     for start, stop in _row_ranges(variable.shape):
-        rows = read(start, stop).astype("float32")
+        rows = _finite(read(start, stop), name)
         if stop - start == variable.shape[0]:
             variable.assign(rows)
         else:
             _assign_rows(variable, start, ops.convert_to_tensor(rows, dtype=variable.dtype))
+
+
+def _finite(rows, name) -> np.ndarray:
+    """Returns numbers as float32; raises ValueError for NaN and infinity."""
+    with np.errstate(over="ignore"):
+        rows = rows.astype("float32")
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            f"Weights must be finite numbers. Received: NaN or infinity in {name}. The file is "
+            "damaged, or the training of the model failed: try an earlier checkpoint."
+        )
+    return rows
 
 
 def _row_ranges(shape):
@@ -137,10 +158,13 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
     """
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if os.path.lexists(index):
+        with errors_name(index):
+            names = sorted(set(read_json(index)["weight_map"].values()))
     tensors = {}
-    for path in (folder / Path(name).name for name in names):
+    with errors_name(index):
+        paths = [folder / Path(name).name for name in names]
+    for path in paths:
         for tensor in _tensors_of(path):
             name = tensor.name.removeprefix("transformer.")
             if name in tensors:
@@ -150,18 +174,21 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _tensors_of(path) -> list[Tensor]:
-    if not path.exists():
+    if not os.path.lexists(path):
         raise FileNotFoundError(
             f"There is no {path.name}. Received: {path.parent}, with "
             f"{sorted(os.listdir(path.parent))}. Weights in other formats, such as "
             "pytorch_model.bin, are not read; transformers' save_pretrained makes this one."
         )
+    check_file(path)
     try:
-        with _open(path) as file:
+        with _open(path) as file:  # which compares the header with the size of the file
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
             return [Tensor(path, n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()]
-    except import_extra("safetensors").SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file: {error}.") from error
+    except (import_extra("safetensors").SafetensorError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged, or no safetensors file: {one_line(error)}. Try another copy."
+        ) from None
 
 
 def _open(path):
@@ -177,6 +204,31 @@ def import_extra(name: str):
             f"Exchange with Hugging Face needs {name}, which is not installed. "
             "Try: pip install safetensors huggingface_hub"
         ) from error
+
+
+def check_size(options: dict, shapes: dict[str, tuple]) -> None:
+    """Raises ValueError for a model much larger than its weights, before memory is taken for it.
+
+    Args:
+        options: the arguments of a `GPTBackbone`.
+        shapes: the shapes of the tensors in the files, by name.
+    """
+    for name in SIZES:
+        if options.get(name) is not None:
+            RULES[name](name, options[name])
+    needed, found = num_parameters(**options), sum(map(math.prod, shapes.values()))
+    num_blocks = len({name.split(".")[1] for name in shapes if name.startswith("h.")})
+    if needed > 2 * found + _SLACK or options["num_layers"] > 2 * num_blocks + _SLACK_OF_BLOCKS:
+        sizes = ", ".join(f"{name}={options[name]}" for name in SIZES if options.get(name))
+        raise ValueError(
+            "The weights must be those of the model in the config. Received: "
+            f"{found:,} numbers in {num_blocks} blocks for a model of {needed:,}, with {sizes}. "
+            "The config is damaged, or of another model: try another copy."
+        )
+
+
+# Below, the tensors that are missing are named one by one, after the model has been made.
+_SLACK, _SLACK_OF_BLOCKS = 10_000, 8
 
 
 def read_weights(backbone, head: dict[str, tuple], tensors: dict[str, Tensor]) -> None:
@@ -204,10 +256,12 @@ def read_weights(backbone, head: dict[str, tuple], tensors: dict[str, Tensor]) -
     variables = {name: getattr(*weight) for name, weight in weights.items()}
     _check_tensors(variables, head, tensors)
     for name, variable in variables.items():
-        if name in head:
-            variable.assign(tensors[name].read(0, tensors[name].shape[0]).astype("float32").T)
-        else:
-            assign(variable, tensors[name].read)
+        tensor = tensors[name]
+        with errors_name(getattr(tensor, "path", name)):  # of nanoGPT the caller names the file
+            if name in head:
+                variable.assign(_finite(tensor.read(0, tensor.shape[0]), name).T)
+            else:
+                assign(variable, tensor.read, name)
 
 
 def _check_tensors(variables, head, tensors):

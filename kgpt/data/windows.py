@@ -10,6 +10,7 @@ import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
+from kgpt.data.token_file import TokenFile
 
 _READ_THREADS = 4  # overlap the page faults of a file that is not in memory
 _BATCHES_AHEAD = 8
@@ -88,7 +89,7 @@ def windows(
         )
     shard_index, shard_count = _shard(shard_index, shard_count)
     if vocabulary_size is not None:
-        _check_token_ids(_open(path), path, vocabulary_size)
+        TokenFile(path).check_ids(vocabulary_size)
     return TokenWindows(
         path=Path(path),
         sequence_length=sequence_length,
@@ -112,7 +113,7 @@ class TokenWindows(ResumableBatches):
         super().__init__(repeat=config["repeat"])
         self._config = config
         self._checked_sizes = set()
-        self._tokens = tokens = _open(config["path"])
+        self._tokens = tokens = TokenFile(config["path"])
         length, batch_size = config["sequence_length"], config["batch_size"]
         spare = length - 1 if config["random_offset"] else 0
         self._num_windows = max(0, len(tokens) - 1 - spare) // length
@@ -156,7 +157,7 @@ class TokenWindows(ResumableBatches):
         Reads the whole file once for each vocabulary size.
         """
         if vocabulary_size not in self._checked_sizes:
-            _check_token_ids(self._tokens, self._config["path"], vocabulary_size)
+            self._tokens.check_ids(vocabulary_size)
             self._checked_sizes.add(vocabulary_size)
 
     def _order(self):
@@ -177,8 +178,7 @@ class TokenWindows(ResumableBatches):
     def _read(self, batch_number: int, window_numbers: np.ndarray) -> tuple:
         length, end_of_text_id = self._config["sequence_length"], self._config["end_of_text_id"]
         starts = window_numbers * length + self._offset(batch_number // len(self))
-        every_window = np.lib.stride_tricks.sliding_window_view(self._tokens, length + 1)
-        tokens = every_window[starts].astype("int32")  # (batch, length + 1)
+        tokens = self._tokens.windows(starts, length + 1)  # (batch, length + 1)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if end_of_text_id is None:
             return {"token_ids": inputs}, targets
@@ -196,55 +196,6 @@ class TokenWindows(ResumableBatches):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self._config.items())
         return f"TokenWindows({arguments})"
-
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "_tokens"}
-
-    def __setstate__(self, state: dict):
-        self.__dict__.update(state)
-        self._tokens = _open(self._config["path"])
-
-
-def _open(path: str | os.PathLike) -> np.ndarray:
-    is_raw = Path(path).suffix == ".bin"
-    try:
-        if is_raw:
-            return np.memmap(path, dtype="uint16", mode="r")
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"There is no token file. Received: path={str(path)!r}. "
-            "Try kgpt.data.write_tokens, which writes one."
-        ) from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(
-            f"The token file is not {'raw uint16' if is_raw else 'a .npy array'}: {error}. "
-            f"Received: path={str(path)!r}, of {os.path.getsize(path)} bytes. "
-            "Try kgpt.data.write_tokens, which writes one."
-        ) from error
-    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        kind = (
-            f"shape {tokens.shape} and dtype {tokens.dtype}"
-            if isinstance(tokens, np.ndarray)
-            else "several arrays"
-        )
-        raise ValueError(
-            "The token file must be a 1-D array of integers. "
-            f"Received: path={str(path)!r} with {kind}."
-        )
-    return tokens
-
-
-def _check_token_ids(tokens: np.ndarray, path, vocabulary_size: int, block: int = 2**22):
-    for start in range(0, len(tokens), block):
-        part = tokens[start : start + block]
-        if part.max() >= vocabulary_size or part.min() < 0:
-            wrong = int(np.argmax((part >= vocabulary_size) | (part < 0)))
-            raise ValueError(
-                "The token file has an id outside the vocabulary. "
-                f"Received: id {part[wrong]} at position {start + wrong} of {path}, "
-                f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
-            )
 
 
 def _shard(shard_index: int | None, shard_count: int | None) -> tuple[int, int]:

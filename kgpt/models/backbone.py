@@ -11,7 +11,7 @@ from kgpt.layers.layer_norm import LayerNorm
 from kgpt.layers.padding import MovePadding
 from kgpt.models import changes, resize, transfer
 from kgpt.models.inputs import complete_inputs
-from kgpt.models.presets import check_heads
+from kgpt.models.presets import check_memory, check_sizes
 from kgpt.models.whole_model import WholeModel
 
 # The constructor's arguments that are attributes and entries of the config under the same name:
@@ -197,6 +197,7 @@ class GPTBackbone(WholeModel, keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config, later = changes.split(config)
+        check_memory(config)
         backbone = cls(**config)
         changes.make(backbone, **later)
         return backbone
@@ -204,7 +205,7 @@ class GPTBackbone(WholeModel, keras.Model):
 
 def _make_layers(options, policy):
     """Returns the embedding, the list of decoder blocks, and the last norm or None."""
-    check_heads(options["num_heads"], options["hidden_dim"])
+    check_sizes(options)
     norm_first = options["norm_first"]
     residual_scale = 0.02 / math.sqrt(2 * options["num_layers"]) if norm_first else 0.02
     residual_initializer = keras.initializers.RandomNormal(stddev=residual_scale)

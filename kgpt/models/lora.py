@@ -2,7 +2,7 @@
 
 import keras
 
-from kgpt.arguments import checked, refuse
+from kgpt.arguments import RULES, checked, refuse
 from kgpt.models.freezing import body_of, num_frozen_blocks, set_trained
 from kgpt.models.quantization import quantization_config
 
@@ -18,6 +18,14 @@ def _layer_names(name, value):
     if not is_several or not all(one in _TARGETS for one in value):
         refuse(name, value, f"a list of some of {', '.join(map(repr, _TARGETS))}")
     return [one for one in _TARGETS if one in value]
+
+
+# The arguments of `enable_lora` with their rules.
+SETTINGS = {
+    "rank": RULES["rank"],
+    "lora_alpha": RULES["lora_alpha"],
+    "target_layer_names": _layer_names,
+}
 
 
 @checked(target_layer_names=_layer_names)

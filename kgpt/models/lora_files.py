@@ -1,19 +1,25 @@
 """Files of LoRA's additions alone. The functions are methods of `GPTBackbone` and of tasks."""
 
+import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.files import make_folder, written_whole
 from kgpt.hdf5 import SafeFile
 from kgpt.models.freezing import body_of
-from kgpt.models.lora import matrices
+from kgpt.models.lora import SETTINGS, matrices
+from kgpt.reading import check_file, errors_name, one_line
 
-_DESCRIPTION = "kgpt_lora"  # the file's attribute: rank, scale and names as JSON
+# The file's attributes: rank, scale and names as JSON, and the SHA-256 of all that is in it.
+_DESCRIPTION, _DIGEST = "kgpt_lora", "kgpt_sha256"
+_PARTS = ("lora_kernel_a", "lora_kernel_b")
 
 
 @checked
@@ -50,11 +56,15 @@ def save_lora_weights(self, path: str | os.PathLike):
         SafeFile(unfinished) as opened,
         h5py.File(opened, "w") as file,
     ):
-        file.attrs[_DESCRIPTION] = json.dumps(_description(backbone))
+        arrays = {}
         for name, factors in _factors(backbone).items():
-            file[f"{name}/lora_kernel_a"], file[f"{name}/lora_kernel_b"] = map(_array, factors)
-        for i, weight in enumerate(_own_weights(self)):
-            file[f"head/{i}"] = _array(weight)
+            arrays |= zip((f"{name}/{part}" for part in _PARTS), factors, strict=True)
+        arrays |= {f"head/{i}": weight for i, weight in enumerate(_own_weights(self))}
+        arrays = {name: _array(weight) for name, weight in arrays.items()}
+        for name, array in arrays.items():
+            file[name] = array
+        file.attrs[_DESCRIPTION] = json.dumps(_description(backbone))
+        file.attrs[_DIGEST] = _digest(file.attrs[_DESCRIPTION], arrays)
 
 
 @checked
@@ -71,7 +81,8 @@ def load_lora_weights(self, path: str | os.PathLike):
         path: the file.
 
     Raises:
-        ValueError: if file and model do not fit; the model is then as it was.
+        ValueError: if the file is damaged, or file and model do not fit; the model is then as it
+            was.
         FileNotFoundError: if there is no such file.
 
     Example:
@@ -80,18 +91,26 @@ def load_lora_weights(self, path: str | os.PathLike):
         fresh = kgpt.CausalLM(kgpt.GPTBackbone.from_config(backbone.get_config()))
         fresh.load_lora_weights("films.lora.h5")
     """
-    backbone = body_of(self)
-    description, factors, head = _read(_checked_path(path))
-    if backbone.lora_rank is not None and _description(backbone) != description:
-        raise ValueError(
-            "LoRA of the file and of the model must be the same. "
-            f"Received: {description} in {path}, {_description(backbone)} in the model."
-        )
+    backbone, path = body_of(self), check_file(_checked_path(path), "save_lora_weights writes one.")
     own = _own_weights(self)
-    if not own or not head:
-        own, head = [], []
-    _check_shapes(path, factors, _shapes(backbone, description))
-    _check_shapes(path, {"head": head}, {"head": [tuple(weight.shape) for weight in own]})
+    with _opened(path) as file:
+        description = _read_description(path, file)
+        if backbone.lora_rank is not None and _description(backbone) != description:
+            raise ValueError(
+                "LoRA of the file and of the model must be the same. "
+                f"Received: {description} in {path}, {_description(backbone)} in the model."
+            )
+        datasets = _datasets(path, file)
+        head = datasets.pop("head", [])
+        _check_shapes(path, datasets, _shapes(backbone, description))
+        if own and head:
+            _check_shapes(path, {"head": head}, {"head": [tuple(weight.shape) for weight in own]})
+        arrays = {
+            one.name.strip("/"): one[()] for group in (*datasets.values(), head) for one in group
+        }
+        _check_content(path, file, arrays)
+    factors = {name: [arrays[f"{name}/{part}"] for part in _PARTS] for name in datasets}
+    own, head = (own, [arrays[f"head/{i}"] for i in range(len(head))]) if own and head else ([], [])
     if backbone.lora_rank is None:
         backbone.enable_lora(**description)
     for name, variables in _factors(backbone).items():
@@ -109,24 +128,87 @@ def _checked_path(path):
     return Path(path)
 
 
-def _read(path):
-    """Returns the description, the factors and the head's weights in a file."""
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.")
+@contextlib.contextmanager
+def _opened(path):
+    """Gives the HDF5 file; what its library says of a damaged one becomes one line."""
     try:
         with h5py.File(path) as file:
-            description = json.loads(file.attrs[_DESCRIPTION])
-            groups = {f"{b}/{m}": file[b][m] for b in file if b != "head" for m in file[b]}
-            factors = {
-                name: [group["lora_kernel_a"][()], group["lora_kernel_b"][()]]
-                for name, group in groups.items()
-            }
-            head = [file[f"head/{i}"][()] for i in range(len(file.get("head", ())))]
-    except (OSError, KeyError) as error:
+            yield file
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise _no_additions(path, error) from None
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise _no_additions(path, error) from None
+
+
+def _no_additions(path, reason):
+    return ValueError(
+        f"There are no additions of LoRA that kgpt has saved in the file {path}, or it is damaged: "
+        f"{one_line(reason)}. Try another copy."
+    )
+
+
+def _read_description(path, file) -> dict:
+    """Returns the arguments of `enable_lora` in a file."""
+    description = json.loads(file.attrs[_DESCRIPTION])
+    unknown = sorted(description.keys() - {"rank", "lora_alpha", "target_layer_names"})
+    if unknown:
         raise ValueError(
-            f"There are no additions of LoRA that kgpt has saved in the file {path}. {error}"
-        ) from error
-    return description, factors, head
+            f"{path} has settings of LoRA that this version does not know. Received: "
+            f"{', '.join(unknown)[:200]}. Try a later version of kgpt."
+        )
+    with errors_name(path):
+        return {name: check(name, description[name]) for name, check in SETTINGS.items()}
+
+
+def _datasets(path, file) -> dict[str, list]:
+    """Returns the arrays in a file, not read yet: those of each matrix, and `"head"`."""
+    groups = {}
+    for block in file:
+        if block == "head":
+            group = _member(file, block)
+            groups[block] = [_member(group, str(i)) for i in range(len(group))]
+        else:
+            for matrix in _member(file, block):
+                group = _member(_member(file, block), matrix)
+                groups[f"{block}/{matrix}"] = [_member(group, part) for part in _PARTS]
+    size = path.stat().st_size
+    for dataset in (one for group in groups.values() for one in group):
+        if dataset.external or dataset.is_virtual or dataset.nbytes > size:
+            raise _no_additions(path, f"{dataset.name} is larger than the file, or not in it")
+    return groups
+
+
+def _member(group, name):
+    """Returns what is in a group itself: links could lead to other files."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise KeyError(f"there is no {name} in {group.name}")
+    return group[name]
+
+
+def _check_content(path, file, arrays):
+    """Raises ValueError for other content than was written, and for NaN and infinity."""
+    expected = file.attrs.get(_DIGEST)  # files from before it was written have none
+    if expected is not None and expected != _digest(file.attrs[_DESCRIPTION], arrays):
+        raise ValueError(
+            f"{path} is damaged: its content is not what was written. Try another copy."
+        )
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"Weights must be finite numbers. Received: NaN or infinity in {name} of {path}. "
+                "Try an earlier file."
+            )
+
+
+def _digest(description: str, arrays: dict) -> str:
+    digest = hashlib.sha256(description.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _description(backbone) -> dict:
@@ -153,7 +235,7 @@ def _shapes(backbone, description) -> dict:
 
 def _check_shapes(path, values, shapes):
     for name in sorted({*values, *shapes}):
-        received = [value.shape for value in values.get(name, ())]
+        received = [tuple(value.shape) for value in values.get(name, ())]
         if received != shapes.get(name, []):
             raise ValueError(
                 f"The file must be of a model with the same sizes. Received: {path}, in which "

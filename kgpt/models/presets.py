@@ -1,6 +1,9 @@
 """The sizes of GPT models by name, for `GPTBackbone.from_preset`."""
 
+import os
 from typing import TypeVar
+
+import keras
 
 Model = TypeVar("Model")
 _GPT1 = {
@@ -131,8 +134,36 @@ def preset_names(cls) -> list[str]:
     return list(PRESETS)
 
 
-def check_heads(num_heads: int, hidden_dim: int):
-    """Raises ValueError unless the heads divide the width, with a number of heads that does."""
+# === Sizes ===
+
+SIZES = (
+    *("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "max_sequence_length"),
+    "intermediate_dim",
+)
+_MOST_PARAMETERS = 10**12
+
+
+def num_parameters(
+    vocabulary_size: int,
+    num_layers: int,
+    hidden_dim: int,
+    max_sequence_length: int = 1024,
+    intermediate_dim: int | None = None,
+    rotary_positions: bool = False,
+    **_,
+) -> int:
+    """Returns the number of weights of a body without its last norm, of a `GPTBackbone`'s sizes."""
+    inner = intermediate_dim or 4 * hidden_dim
+    block = 4 * hidden_dim**2 + 2 * hidden_dim * inner + 9 * hidden_dim + inner
+    num_positions = 0 if rotary_positions else max_sequence_length
+    return (vocabulary_size + num_positions) * hidden_dim + num_layers * block
+
+
+def check_sizes(options: dict):
+    """Raises ValueError unless the heads divide the width, and for sizes that nobody means."""
+    num_heads, hidden_dim = options["num_heads"], options["hidden_dim"]
+    if num_parameters(**options) > _MOST_PARAMETERS:
+        _refuse_sizes(options, f"A model has at most {_MOST_PARAMETERS:,} weights.")
     if hidden_dim % num_heads:
         divisors = [d for d in range(1, 129) if hidden_dim % d == 0]
         nearest = min(divisors, key=lambda d: abs(d - num_heads))
@@ -140,3 +171,29 @@ def check_heads(num_heads: int, hidden_dim: int):
             f"num_heads must divide hidden_dim. Received: num_heads={num_heads}, "
             f"hidden_dim={hidden_dim}. Try num_heads={nearest}."
         )
+
+
+def check_memory(config: dict):
+    """Raises ValueError for a config from a file whose model can't be in this machine's memory."""
+    known = {name: config[name] for name in SIZES if isinstance(config.get(name), int)}
+    if not {"vocabulary_size", "num_layers", "num_heads", "hidden_dim"} <= known.keys():
+        return  # which the constructor refuses
+    memory = _bytes_of_memory()
+    least = 2 * num_parameters(**{**config, **known})  # in 16 bits
+    if memory is not None and least > memory and keras.distribution.distribution() is None:
+        _refuse_sizes(known, f"This machine has {memory:,} bytes of memory.")
+
+
+def _refuse_sizes(options, limit):
+    sizes = ", ".join(f"{name}={options[name]}" for name in SIZES if options.get(name))
+    raise ValueError(
+        f"{limit} Received: {sizes}, or {num_parameters(**options):,} weights. Try smaller sizes; "
+        "if they are from a file, it is damaged or not for this machine."
+    )
+
+
+def _bytes_of_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None

@@ -1,6 +1,5 @@
 """The three styles of tokenizer: their special tokens and their pipelines in `tokenizers`."""
 
-import json
 from collections.abc import Sequence
 
 from kgpt.tokenizer.gpt1_words import gpt1_rules, has_ftfy_and_spacy, import_ftfy_and_spacy
@@ -34,24 +33,6 @@ def pipeline(model, style: str, exact: bool):
 def style_of(tokenizer) -> str | None:
     """Returns the style of a `tokenizers.Tokenizer`, or None if it has none of the three."""
     return _DECODERS.get(type(tokenizer.decoder).__name__)
-
-
-def read_tokenizer(tokenizer_json: str):
-    """Returns a `tokenizers.Tokenizer` in which `<unk>` is an ordinary token.
-
-    transformers makes it special. But it stands for text, so that decoded text must show it.
-    """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    added = tokenizer.get_added_tokens_decoder().values()
-    if all(token.content != UNKNOWN for token in added):
-        return tokenizer
-    parts = json.loads(tokenizer_json)
-    if parts["model"].get("unk_token") != UNKNOWN or UNKNOWN not in parts["model"]["vocab"]:
-        return tokenizer
-    parts["added_tokens"] = [x for x in parts["added_tokens"] if x["content"] != UNKNOWN]
-    return Tokenizer.from_str(json.dumps(parts, ensure_ascii=False))
 
 
 def check_style(style: str, exact: bool | None, styles: Sequence[str] = STYLES) -> bool:

@@ -3,16 +3,15 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import keras
 
 from kgpt.arguments import checked
 from kgpt.files import written_whole
-from kgpt.text import shorten
-from kgpt.tokenizer import styles
+from kgpt.reading import read_text
 from kgpt.tokenizer.checks import check_ids, check_texts, check_unicode
 from kgpt.tokenizer.gpt1_words import gpt1_words
+from kgpt.tokenizer.reading import read_tokenizer
 from kgpt.tokenizer.styles import END_OF_TEXT, TASK_TOKENS, check_special_tokens, style_of
 from kgpt.tokenizer.training import tokenizer_from_vocabulary, train_tokenizer
 
@@ -61,14 +60,7 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer_json: str):
-        try:
-            self._rust = styles.read_tokenizer(tokenizer_json)
-        except Exception as error:
-            raise ValueError(
-                "tokenizer_json must be a tokenizer in the tokenizers library's own format: "
-                f"{error}. Received: {shorten(tokenizer_json)}. To read a file, try "
-                "Tokenizer.from_file(path)."
-            ) from error
+        self._rust = read_tokenizer(tokenizer_json)
         style = style_of(self._rust)
         ids = set(self._rust.get_vocab(with_added_tokens=True).values())
         if style is None or ids != set(range(len(ids))):
@@ -82,8 +74,6 @@ class Tokenizer:
         self.vocabulary_size = len(ids)
         added = self._rust.get_added_tokens_decoder().items()
         self._special = {token.content: i for i, token in sorted(added) if token.special}
-        self._rust.no_truncation()
-        self._rust.no_padding()
         self._rust.encode_special_tokens = True  # as ordinary text
 
     @classmethod
@@ -168,7 +158,11 @@ class Tokenizer:
     @classmethod
     @checked
     def from_file(cls, path: str | os.PathLike) -> "Tokenizer":
-        """Reads a tokenizer written by `save` or by the `tokenizers` library.
+        """Reads a tokenizer written by `save`, by the `tokenizers` library or by transformers.
+
+        transformers' GPT-1 splits text as for BERT, which gives other ids than GPT-1 was trained
+        with: of its file the vocabulary alone is read, and text is split into GPT-1's words, by
+        ftfy and spaCy if they are installed, as by `from_vocabulary`.
 
         Args:
             path: path of a `tokenizer.json`.
@@ -178,12 +172,13 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged or contains another kind of tokenizer.
+            ValueError: if the file is damaged or contains another kind of tokenizer, and for what
+                would change ids in silence, such as dropout.
         """
         try:
-            return cls(Path(path).read_text(encoding="utf-8"))
+            return cls(read_text(path))
         except ValueError as error:
-            raise ValueError(f"There is no tokenizer in the file {path}. {error}") from error
+            raise ValueError(f"There is no tokenizer in the file {path}. {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one JSON file, which `tokenizers.Tokenizer.from_file` can read too.
@@ -381,6 +376,11 @@ class Tokenizer:
     @classmethod
     def from_config(cls, config: dict) -> "Tokenizer":
         """Returns the tokenizer of a dict from `get_config`."""
+        if set(config) != {"tokenizer_json"}:
+            raise ValueError(
+                "A tokenizer's config has tokenizer_json and nothing else. Received: "
+                f"{sorted(config)}. Was it written by a later version of kgpt?"
+            )
         return cls(**config)
 
     def __reduce__(self):

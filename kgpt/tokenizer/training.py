@@ -4,8 +4,9 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
+from kgpt.arguments import is_int
+from kgpt.reading import read_json, read_text
 from kgpt.text import document_pieces
 from kgpt.tokenizer.gpt1_words import gpt1_words
 from kgpt.tokenizer.styles import (
@@ -131,6 +132,23 @@ def tokenizer_from_vocabulary(
     exact: bool | None,
 ):
     """Returns a `tokenizers.Tokenizer`; the arguments are those of `Tokenizer.from_vocabulary`."""
+    ids = read_json(vocabulary, hint="It must be a JSON object of tokens and ids.")
+    lines = read_text(merges, "It must have two tokens in each line.").split("\n")
+    lines = [line for line in lines if line and line[:9] != "#version:"]
+    return tokenizer_from_parts(
+        ids, lines, style, special_tokens, exact, sources=(str(vocabulary), str(merges))
+    )
+
+
+def tokenizer_from_parts(
+    ids: dict[str, int],
+    merges: Iterable[str],
+    style: str,
+    special_tokens: Sequence[str] = (),
+    exact: bool | None = None,
+    sources: tuple[str, str] = ("a vocabulary", "merges"),
+):
+    """As `tokenizer_from_vocabulary`, of a dict and lines in place of the two files."""
     from tokenizers import models
 
     chosen = exact
@@ -139,10 +157,10 @@ def tokenizer_from_vocabulary(
         warnings.warn(
             "ftfy and spaCy are not installed: some ids will differ from those that GPT-1 was "
             "trained with. Try `pip install ftfy spacy`, or exact=False for no warning.",
-            stacklevel=3,
+            stacklevel=4,
         )
     special_tokens = check_special_tokens(special_tokens)
-    ids, pairs = _read_vocabulary(vocabulary, merges, style, special_tokens)
+    pairs = _checked_pairs(ids, list(merges), style, special_tokens, sources)
     options = {"unk_token": UNKNOWN, "end_of_word_suffix": END_OF_WORD} if style == "gpt1" else {}
     tokenizer = pipeline(models.BPE(ids, pairs, **options), style, exact)
     known = [END_OF_TEXT] if END_OF_TEXT in ids else []
@@ -150,33 +168,32 @@ def tokenizer_from_vocabulary(
     return tokenizer
 
 
-def _read_vocabulary(vocabulary, merges, style: str, special_tokens: Sequence[str]):
-    """Returns the ids and the merged pairs of the two files, which must match each other."""
-    try:
-        ids = json.loads(Path(vocabulary).read_text(encoding="utf-8"))
-        lines = Path(merges).read_text(encoding="utf-8").split("\n")
-        pairs = [tuple(line.split(" ")) for line in lines if line and line[:9] != "#version:"]
-        merged = {first + second for first, second in pairs}
-        numbers = sorted(ids.values())
-    except (ValueError, AttributeError, TypeError) as error:
+def _checked_pairs(ids, lines, style: str, special_tokens: Sequence[str], sources):
+    """Returns the merged pairs, which must match the ids."""
+    pairs = [tuple(line.split(" ")) for line in lines]
+    wrong = next((pair for pair in pairs if len(pair) != 2), None)
+    no_id = next((item for item in ids.items() if not is_int(item[1])), None)
+    if wrong or no_id:
+        problem = f"a line {' '.join(wrong)!r:.60}" if wrong else "{!r}: {!r:.60}".format(*no_id)
         raise ValueError(
             "The vocabulary must be a JSON object of tokens and ids, and each line of the merges "
             "two tokens separated by a space. "
-            f"Received: {vocabulary} and {merges}, where: {error}."
-        ) from error
+            f"Received: {' and '.join(sources)}, with {problem}. Try another copy."
+        )
     from tokenizers import pre_tokenizers
 
+    merged = {first + second for first, second in pairs}
     symbols = {token for token in ids if len(token.removesuffix(END_OF_WORD)) == 1}
     alphabet = set(pre_tokenizers.ByteLevel.alphabet()) if style == "gpt2" else {UNKNOWN}
     parts = {part for pair in pairs for part in pair}
     missing = sorted((alphabet | parts | merged) - set(ids))
     unmerged = sorted(set(ids) - merged - symbols - {END_OF_TEXT, UNKNOWN, *special_tokens})
-    if missing or unmerged or numbers != list(range(len(ids))):
+    if missing or unmerged or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(
             "The vocabulary and the merges must belong to one model, and to "
-            f"style={style!r}. Received: {vocabulary} with {len(ids)} tokens and {merges} with "
+            f"style={style!r}. Received: {sources[0]} with {len(ids)} tokens and {sources[1]} with "
             f"{len(pairs)} merges; {len(missing)} symbols are not in the vocabulary "
             f"{missing[:3]}, {len(unmerged)} tokens are the result of no merge {unmerged[:3]}. "
             "Try the other style, or both files of one model."
         )
-    return ids, pairs
+    return pairs

@@ -1,0 +1,89 @@
+"""The file of tokens on disk, mapped into memory."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from kgpt.reading import check_file, map_npy, one_line
+
+
+class TokenFile:
+    """The token ids of a `.npy` file, or of nanoGPT's `.bin`, read when they are asked for.
+
+    A file that is cut while it is mapped would end the process with SIGBUS when the lost part is
+    read. So the size of the file that was opened, which costs a microsecond, is looked at before
+    each read. The file may be replaced by another one of the same name: the old one is read on.
+
+    Args:
+        path: path of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no array of integers along one axis, or has another size than
+            its header says.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+        self._tokens = _map(path)
+        self._file = open(path, "rb")  # noqa: SIM115 (open as long as it is mapped)
+        self._size = os.fstat(self._file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Returns int32 `(starts, length)`: the tokens from each start on."""
+        self._check_size()
+        every_window = np.lib.stride_tricks.sliding_window_view(self._tokens, length)
+        return every_window[starts].astype("int32")
+
+    def check_ids(self, vocabulary_size: int, block: int = 2**22):
+        """Raises ValueError if the file has a token id outside the vocabulary; reads it whole."""
+        for start in range(0, len(self), block):
+            self._check_size()
+            part = self._tokens[start : start + block]
+            if part.max() >= vocabulary_size or part.min() < 0:
+                wrong = int(np.argmax((part >= vocabulary_size) | (part < 0)))
+                raise ValueError(
+                    "The token file has an id outside the vocabulary. "
+                    f"Received: id {part[wrong]} at position {start + wrong} of {self.path}, "
+                    f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
+                )
+
+    def _check_size(self):
+        size = os.fstat(self._file.fileno()).st_size
+        if size != self._size:
+            raise ValueError(
+                "A token file may be replaced while it is read, but not written to. Received: "
+                f"{self.path}, of {self._size:,} bytes when it was opened and {size:,} now. "
+                "Write it anew with kgpt.data.write_tokens."
+            )
+
+    def __reduce__(self):
+        return type(self), (self.path,)
+
+
+def _map(path) -> np.ndarray:
+    hint = "Try kgpt.data.write_tokens, which writes one."
+    is_raw = Path(path).suffix == ".bin"
+    try:
+        check_file(path)
+        tokens = np.memmap(path, dtype="uint16", mode="r") if is_raw else map_npy(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no token file. Received: path={str(path)!r}. {hint}"
+        ) from None
+    except (ValueError, OSError) as error:
+        size = f", of {os.path.getsize(path)} bytes" if os.path.isfile(path) else ""
+        raise ValueError(
+            f"The token file is not {'raw uint16' if is_raw else 'a .npy array'}: "
+            f"{one_line(error)}. Received: path={str(path)!r}{size}. {hint}"
+        ) from None
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise ValueError(
+            "The token file must be a 1-D array of integers. "
+            f"Received: path={str(path)!r} with shape {tokens.shape} and dtype {tokens.dtype}."
+        )
+    return tokens
