@@ -1,11 +1,15 @@
 """The config.json of transformers' GPTs, from and to the arguments of kgpt's classes."""
 
+import warnings
+
 import keras
 from keras import ops
 
+from kgpt.arguments import RULES
 from kgpt.convert.weights import Tensor
 from kgpt.layers.feed_forward import gelu_tanh
 from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
+from kgpt.models.presets import check_sizes
 
 # What follows "GPT2" or "OpenAIGPT" in the names of transformers' classes.
 TASKS = {
@@ -64,11 +68,31 @@ _SUPPORTED = {
     "quantization_config": None,
     "auto_map": None,
 }
+# What other keys ask nothing of a model's outputs.
+_WITHOUT_EFFECT = {
+    *("_name_or_path", "architectures", "model_type", "transformers_version", "_num_labels"),
+    *(
+        "torch_dtype",
+        "dtype",
+        "initializer_range",
+        "use_cache",
+        "return_dict",
+        "n_ctx",
+        "n_special",
+    ),
+    *("output_attentions", "output_hidden_states", "gradient_checkpointing", "finetuning_task"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
+    *("task_specific_params", "tokenizer_class", "problem_type", "id2label", "label2id"),
+    *("predict_special_tokens", "summary_first_dropout", "chunk_size_feed_forward", "max_length"),
+    *("do_sample", "temperature", "top_k", "top_p", "n_inner", "activation_function", "afn"),
+    *("layer_norm_epsilon", "vocab_size_padded", "attn_implementation", "_attn_implementation"),
+}
 # What transformers calls the kinds of heads.
 _PROBLEMS = {"text_classifier": "single_label_classification", "text_regressor": "regression"}
 _MULTI_LABEL = "multi_label_classification"
 # A head's bias, which stands in the last norm of the files: see huggingface.py.
 BIAS = "kgpt_output_bias"
+_OWN = ("dropout", "lm_loss_weight", "class_names", "label_smoothing")  # under the key "kgpt"
 _SUPPORTED_SUMMARY = {
     "summary_type": "cls_index",
     "summary_use_proj": True,
@@ -84,12 +108,13 @@ _SUPPORTED_SUMMARY = {
 def backbone_options(config, dropout) -> dict:
     """Returns the arguments of `GPTBackbone`; raises ValueError for what kgpt lacks."""
     kind = config.get("model_type")
-    if kind not in PREFIXES:
+    if not isinstance(kind, str) or kind not in PREFIXES:
         raise ValueError(
             f"Models of the types {' and '.join(PREFIXES)} can be read. "
             f"Received: a config with model_type={kind!r}."
         )
     _refuse_others(config, _SUPPORTED)
+    _say_unknown(config)
     lacking = [key for key in _SIZES.values() if key not in config]
     if lacking:
         raise ValueError(
@@ -97,7 +122,7 @@ def backbone_options(config, dropout) -> dict:
         )
     key, default = ("activation_function", "gelu_new") if kind == "gpt2" else ("afn", "gelu")
     activation = config.get(key, default)
-    if activation not in _ACTIVATIONS[kind]:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS[kind]:
         raise ValueError(
             f"The config asks for what is not supported. Received: {key}={activation!r}. "
             f"Supported are {', '.join(_ACTIVATIONS[kind])}."
@@ -108,14 +133,38 @@ def backbone_options(config, dropout) -> dict:
             f"A body has one rate of dropout. Received: a config with {rates}. "
             "Choose one by from_huggingface(..., dropout=0.1)."
         )
-    return {
+    options = {
         **{name: config[key] for name, key in _SIZES.items()},
-        "intermediate_dim": config.get("n_inner") if kind == "gpt2" else None,
         "dropout": rates["resid_pdrop"] if dropout is None else dropout,
-        "norm_first": kind == "gpt2",
-        "activation": _ACTIVATIONS[kind][activation],
         "layer_norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
     }
+    inner = config.get("n_inner") if kind == "gpt2" else None
+    if inner is not None:
+        options["intermediate_dim"] = inner
+    options = {name: RULES[name](name, value) for name, value in options.items()}
+    check_sizes(options)
+    kept = {"norm_first": kind == "gpt2", "activation": _ACTIVATIONS[kind][activation]}
+    return {**options, **kept}
+
+
+def _say_unknown(config):
+    """Warns of keys that kgpt lacks; raises ValueError for those that a later kgpt has written."""
+    known = {*_SUPPORTED, *_SUPPORTED_SUMMARY, *_WITHOUT_EFFECT, *_SIZES.values(), *_DROPOUTS}
+    unknown = sorted(key for key, value in config.items() if value and key not in known)
+    own = {f"kgpt: {key}" for key in config.get("kgpt") or {} if key not in _OWN}
+    own |= {key for key in unknown if key.startswith("kgpt") and key not in ("kgpt", BIAS)}
+    if own:
+        raise ValueError(
+            "The config has settings that this version does not know. "
+            f"Received: {', '.join(sorted(own))[:200]}. Try a later version of kgpt."
+        )
+    unknown = [key for key in unknown if not key.startswith("kgpt")]
+    if unknown:
+        warnings.warn(
+            "The config has keys that kgpt does not know, and leaves out: the model may not be "
+            f"what its files mean. Received: {', '.join(unknown)[:200]}.",
+            stacklevel=4,
+        )
 
 
 def _refuse_others(config, supported):

@@ -122,7 +122,8 @@ def from_huggingface(
         model = backbone = GPTBackbone(**options, dtype=dtype)
     if task != "backbone":
         model = configs.MODELS[task](backbone, tokenizer=tokenizer, **head_options)
-    read_weights(backbone, _head_weights(model) if has_head else {}, tensors)
+    with errors_name(folder):
+        read_weights(backbone, _head_weights(model) if has_head else {}, tensors)
     if config.get(configs.BIAS):
         with errors_name(folder / "config.json"):
             _take_bias_out(model, has_head, config[configs.BIAS], tensors)

@@ -1,6 +1,7 @@
 """GPT-2 as nanoGPT trains it."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from kgpt.arguments import checked, is_int
 from kgpt.convert.weights import MASK_BUFFER, check_size, named_weights, read_weights
 from kgpt.initializers import starting_at_zero
 from kgpt.models import CausalLM, GPTBackbone
-from kgpt.reading import errors_name
+from kgpt.reading import errors_name, one_line
 
 _SIZES = {
     "vocabulary_size": "vocab_size",
@@ -108,6 +109,7 @@ def _load(path) -> dict:
         raise FileNotFoundError(
             f"path must be the file that nanoGPT writes, ckpt.pt. Received: path={str(path)!r}."
         )
+    _check_zip(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except MemoryError:
@@ -126,6 +128,22 @@ def _load(path) -> dict:
             f"Received: path={str(path)!r} with {kind}."
         )
     return checkpoint
+
+
+def _check_zip(path):
+    """Raises ValueError if the content is not what was written, at which PyTorch does not look."""
+    if not zipfile.is_zipfile(path):
+        return  # PyTorch says what it is
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except Exception as error:  # a zip that is damaged fails in any way
+        damaged = one_line(error)
+    if damaged is not None:
+        raise ValueError(
+            "The file must be a checkpoint of nanoGPT. "
+            f"Received: path={str(path)!r}, which is damaged: {damaged}. Try another copy."
+        )
 
 
 def _is_dict(value) -> bool:
