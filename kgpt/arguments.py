@@ -154,7 +154,7 @@ def _is_a(value, class_name: str) -> bool:
 
 def refuse(name, value, expected: str, hint: str = "", error=ValueError) -> typing.NoReturn:
     """Raises an error for the value of an argument, in the words that all of them have."""
-    received = f"{name}={value!r:.80}"
+    received = " ".join(f"{name}={value!r:.80}".split())
     kind = "" if value is None or isinstance(value, bool | Real) else f" of type {_type_of(value)}"
     raise error(f"{name} must be {expected}. Received: {received}{kind}.{' ' * bool(hint)}{hint}")
 
@@ -171,7 +171,7 @@ _FLAGS = (
     *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
-    *("return_log_probabilities", "multi_label"),
+    *("return_log_probabilities", "multi_label", "overwrite"),
     *("use_ema", "amsgrad"),
 )
 RULES = {
@@ -182,7 +182,8 @@ RULES = {
     **dict.fromkeys(("rank", "num_return_sequences"), integer(1)),
     **dict.fromkeys(("num_classes", "num_choices"), integer(2)),
     **dict.fromkeys(("seed", "start", "end_of_text_id", "shard_index"), integer(0)),
-    "num_blocks": integer(0),
+    **dict.fromkeys(("num_blocks", "tokens_seen"), integer(0)),
+    "max_shard_size": integer(1, "It counts bytes."),
     **dict.fromkeys(("max_new_tokens", "min_new_tokens"), integer(0)),
     "temperature": number("[1e-30, 1e30]", 'sampler="greedy" is the limit at 0.'),
     "top_k": integer(1, "None is for all tokens."),
@@ -211,7 +212,7 @@ RULES = {
     **dict.fromkeys(_FLAGS, flag),
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue", "epsilon"), number("(0, inf)")),
     **dict.fromkeys(("prefix", "token"), string),
-    **dict.fromkeys(("path", "folder"), _path),
+    **dict.fromkeys(("path", "folder", "vocabulary", "merges"), _path),
     "batch": _rows,
     "activation": _activation,
     "head": _head,

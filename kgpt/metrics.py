@@ -7,7 +7,7 @@ place for them: score predictions, or let `kgpt.callbacks.Scores` do it after ea
 import keras
 import numpy as np
 
-from kgpt.arguments import checked
+from kgpt.arguments import checked, integer
 
 __all__ = [
     "MultiLabelF1",
@@ -39,9 +39,10 @@ class MultiLabelF1(keras.metrics.F1Score):
         dtype: as for other metrics of Keras.
     """
 
+    @checked(num_classes=integer(1))
     def __init__(
         self,
-        num_classes,
+        num_classes: int,
         average: str | None = "macro",
         threshold: float = 0.5,
         name: str = "f1",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kgpt.arguments import RULES
+from kgpt.arguments import RULES, checked, refuse
 from kgpt.convert import configs
 from kgpt.convert.weights import (
     check_size,
@@ -145,6 +145,9 @@ def task_in(folder: Path) -> str:
 
 def downloaded(name_or_folder, revision=None, cache_dir=None, files=_FILES) -> Path:
     """Returns the folder itself, or the one in the hub's cache after the download."""
+    if not isinstance(name_or_folder, str | os.PathLike):
+        hint = 'Try "openai-community/gpt2", or the path of a folder.'
+        refuse("name_or_folder", name_or_folder, "a repository's name or a path", hint, TypeError)
     name = os.fspath(name_or_folder)
     if Path(name).is_dir():
         return Path(name)
@@ -266,6 +269,7 @@ def make_tokenizer(vocabulary, merges, style, special_tokens=()) -> Tokenizer:
 # === To a folder ===
 
 
+@checked
 def to_huggingface(
     model,
     folder: str | os.PathLike,

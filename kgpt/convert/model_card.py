@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from kgpt.arguments import checked, refuse
 from kgpt.convert.weights import import_extra
 from kgpt.files import make_folder, written_whole
 from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
@@ -23,6 +24,7 @@ _PIPELINES = {
 }
 
 
+@checked
 def model_card(
     model,
     path: str | os.PathLike,
@@ -64,8 +66,8 @@ def model_card(
         kgpt.model_card(lm, "my-gpt/README.md", training_data="corpus/train.npy",
                         tokens_seen=8_000_000, evaluation=figures, evaluation_data="my corpus")
     """
-    if tokens_seen is not None and tokens_seen < 0:
-        raise ValueError(f"tokens_seen must be at least 0. Received: tokens_seen={tokens_seen}.")
+    if not isinstance(model, keras.Model):
+        refuse("model", model, "a Keras model, such as a kgpt.CausalLM", error=TypeError)
     figures = {_one_line(key): float(value) for key, value in (evaluation or {}).items()}
     if not all(map(math.isfinite, figures.values())):
         raise ValueError(f"Figures must be finite numbers. Received: evaluation={figures}.")

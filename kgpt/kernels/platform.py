@@ -53,7 +53,13 @@ def checked_policy(dtype=None):
         ValueError: for a policy of another kind than floats, and for float64 on JAX while it has
             32-bit numbers only.
     """
-    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    try:
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    except (TypeError, ValueError):
+        raise ValueError(
+            "dtype must be a dtype policy of Keras, or the name of one. "
+            f'Received: dtype={dtype!r:.80}. Try "float32" or "mixed_bfloat16".'
+        ) from None
     dtypes = {policy.compute_dtype, policy.variable_dtype}
     if not dtypes <= {"float16", "bfloat16", "float32", "float64"}:
         raise ValueError(

@@ -1,10 +1,13 @@
 """Checks of data and of what models are compiled with, before anything runs."""
 
 import warnings
+from numbers import Real
 
 import keras
 import numpy as np
 from keras import ops
+
+from kgpt.arguments import refuse
 
 # Keras's losses that take logits only with from_logits=True.
 _OF_PROBABILITIES = (
@@ -69,6 +72,71 @@ def check_something_counts(x, sample_weight=None):
             )
         if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite numbers. Received: NaN or infinity in it.")
+
+
+def check_compiled(optimizer, loss):
+    """Raises ValueError for an optimizer or a loss that Keras does not know."""
+    if not _is_known(optimizer, keras.optimizers.get):
+        hint = 'compile() without one, or optimizer="default", takes the recipe for the model.'
+        refuse("optimizer", optimizer, "a Keras optimizer, or the name of one", hint)
+    if loss is not None and not _is_known(loss, keras.losses.get):
+        hint = "compile() without one trains with the model's own."
+        refuse("loss", loss, "a Keras loss, a function, or the name of one", hint)
+
+
+def _is_known(value, get) -> bool:
+    try:
+        return get(value) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def check_rows(x, y, sample_weight):
+    """Raises ValueError for data without rows, or with other numbers of them than `x` has."""
+    if x is None or isinstance(x, Real):
+        refuse("x", x, "token ids, a dict with them, texts or batches", "kgpt.data makes batches.")
+    if isinstance(x, dict) and "token_ids" not in x:
+        raise ValueError(f'x must have "token_ids". Received: a dict with {sorted(map(str, x))}.')
+    expected = _num_rows(x.get("token_ids") if isinstance(x, dict) else x)
+    for name, column in (("y", y), ("sample_weight", sample_weight)):
+        if isinstance(column, Real):
+            refuse(name, column, "an array or a list, with a row for each one of x")
+        if None not in (expected, _num_rows(column)) and _num_rows(column) != expected:
+            raise ValueError(
+                f"{name} must have as many rows as x. "
+                f"Received: {_num_rows(column)} in {name}, {expected} in x."
+            )
+
+
+def _num_rows(column) -> int | None:
+    shape = getattr(column, "shape", None)
+    return int(shape[0]) if isinstance(shape, tuple | list) and len(shape) else None
+
+
+def as_arrays(name: str, value):
+    """Returns lists of numbers, or of lists of them, as arrays, and in a dict too; else the value.
+
+    Keras takes a list for several inputs or outputs.
+
+    Raises:
+        ValueError: for lists of arrays, and for rows of different lengths.
+    """
+    if isinstance(value, dict):
+        return {key: as_arrays(key, part) for key, part in value.items()}
+    if not isinstance(value, list):
+        return value
+    problem = "arrays"
+    if not any(hasattr(row, "shape") and np.ndim(row) for row in value):
+        try:
+            array = np.asarray(value)
+            problem = None if array.dtype.kind in "iufb" else f"dtype {array.dtype}"
+        except ValueError:
+            problem = "rows of different lengths"
+    if problem is not None:
+        refuse(
+            name, value, f"an array, or a list of numbers or of equal rows, and not of {problem}"
+        )
+    return array
 
 
 def warn_of_probabilities(loss):

@@ -9,7 +9,12 @@ from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_b
 from kgpt.data.task_batches import TaskBatches
 from kgpt.data.text_sources import is_text, split_texts
 from kgpt.data.updates import Updates, by_update
-from kgpt.models.checks import check_rate_callbacks, check_something_counts
+from kgpt.models.checks import (
+    as_arrays,
+    check_rate_callbacks,
+    check_rows,
+    check_something_counts,
+)
 from kgpt.models.lora import revive_lora
 from kgpt.models.text_inputs import batches_of
 
@@ -53,6 +58,7 @@ def fit(
     acts = not has_order or (shuffle is False and not isinstance(x, ResumableBatches))
     given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
     refuse_beside_batches(x, **given, validation_split=split, shuffle=None if acts else shuffle)
+    x, y, sample_weight = _with_arrays(x, y, sample_weight)
     if split and validation_data is None:
         split_data = split_texts if is_text(x) else train_validation_split
         (x, y, sample_weight), validation_data = split_data((x, y, sample_weight), split)
@@ -63,8 +69,7 @@ def fit(
     callbacks = with_progress_bar(_prepare_fit(self, class_weight, callbacks), verbose)
     self.training_data = x
     training, validation = _source(self, x, y, sample_weight, shuffle), None
-    options = {"validation_steps": validation_steps}
-    options["validation_batch_size"] = validation_batch_size
+    options = dict(validation_steps=validation_steps, validation_batch_size=validation_batch_size)
     if validation_data is not None:
         validation = _validation(self, validation_data, batch_size, **options)
         options["validation_data"] = validation.data
@@ -101,6 +106,7 @@ def evaluate(
     if not kwargs.get("_use_cached_eval_dataset"):  # as in the validation of a fit
         given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
         refuse_beside_batches(x, **given)
+        x, y, sample_weight = _with_arrays(x, y, sample_weight)
         x, y, sample_weight = _without_texts(self, x, y, sample_weight, batch_size)
         source = _source(self, _from_beginning(x, steps), y, sample_weight)
         x, y, sample_weight = source.data
@@ -118,6 +124,7 @@ def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, call
     `steps * batch_size` texts. Texts go straight in, as in `fit`.
     """
     refuse_beside_batches(x, batch_size=batch_size)
+    x, _, _ = _with_arrays(x)
     x, _, _ = _without_texts(self, x, None, None, batch_size)
     x = _from_beginning(x, steps)
     self.check_data(x)
@@ -137,6 +144,7 @@ def train_on_batch(
     self, x, y=None, sample_weight=None, class_weight=None, return_dict: bool = False
 ):
     """Trains as `keras.Model.train_on_batch` does, with `class_weight` as in `fit`."""
+    x, y, sample_weight = _with_arrays(x, y, sample_weight)
     self.check_data(x, y, sample_weight)
     check_something_counts(x, sample_weight)
     _set_class_weight(self, class_weight)
@@ -145,12 +153,14 @@ def train_on_batch(
 
 def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):  # noqa: PT028
     """Evaluates as `keras.Model.test_on_batch` does."""
+    x, y, sample_weight = _with_arrays(x, y, sample_weight)
     self.check_data(x, y, sample_weight)
     return keras.Model.test_on_batch(self, x, y, sample_weight, return_dict=return_dict)
 
 
 def predict_on_batch(self, x):
     """Predicts as `keras.Model.predict_on_batch` does."""
+    x, _, _ = _with_arrays(x)
     self.check_data(x)
     return keras.Model.predict_on_batch(self, x)
 
@@ -175,8 +185,18 @@ def _validation(task, data, batch_size, validation_steps, validation_batch_size)
     given = {"y": y, "sample_weight": sample_weight}
     refuse_beside_batches(x, **given, validation_batch_size=validation_batch_size)
     size = validation_batch_size or batch_size
+    x, y, sample_weight = _with_arrays(x, y, sample_weight)
     x, y, sample_weight = _without_texts(task, x, y, sample_weight, size)
     return _source(task, _from_beginning(x, validation_steps), y, sample_weight)
+
+
+def _with_arrays(x, y=None, sample_weight=None):
+    """Returns lists of numbers as arrays; texts and their labels, and batches, as they are."""
+    if kind_of(x) is not None or is_text(x):
+        return x, y, sample_weight
+    columns = tuple(map(as_arrays, ("x", "y", "sample_weight"), (x, y, sample_weight)))
+    check_rows(*columns)
+    return columns
 
 
 def _without_texts(task, x, y, sample_weight, batch_size, seed=None, learns=False):

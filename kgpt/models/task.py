@@ -16,7 +16,7 @@ from kgpt.kernels.platform import num_replicas
 from kgpt.locks import locked
 from kgpt.models import fitting
 from kgpt.models.backbone import GPTBackbone
-from kgpt.models.checks import as_array, check_ids, warn_of_probabilities
+from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_probabilities
 from kgpt.models.lora import revive_lora
 from kgpt.models.quantization import apply_quantization, quantization_config
 from kgpt.models.trained_dtypes import check_trained_dtypes
@@ -147,6 +147,7 @@ class Task(WholeModel, keras.Model):
         self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
         if self._optimizer_is_default:
             optimizer = self.default_optimizer()
+        check_compiled(optimizer, loss)
         if self.outputs_are_logits and loss is not None:
             warn_of_probabilities(loss)
         self._refuse_several_workers()

@@ -39,6 +39,13 @@ class WholeModel:
             return args[1]
         return super().__new__(cls, *args, **kwargs)
 
+    def __setattr__(self, name, value):
+        if name != "trainable":
+            return super().__setattr__(name, value)
+        # On TensorFlow an attribute that has the value already is left alone, and so would be the
+        # layers that `freeze` has frozen.
+        return type(self).trainable.fset(self, value)
+
     def _run_through_graph(self, inputs, **functions):
         # Keras asks `operation_fn` for something to call, and only to clone for a new operation.
         operation_fn = functions.get("operation_fn")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kgpt.arguments import checked
+from kgpt.arguments import checked, refuse
 from kgpt.files import make_folder, written_whole
 from kgpt.plot.figure import COLOURS, new_figure
 
@@ -67,7 +67,10 @@ def _runs(history):
     runs = history if is_several and history else {"": history}
     runs = {name: getattr(run, "history", run) for name, run in runs.items()}
     for run in runs.values():
-        if not isinstance(run, Mapping) or not run.get("loss"):
-            keys = sorted(run) if isinstance(run, Mapping) else run
-            raise ValueError(f'history must have a "loss" for each epoch. Received: keys {keys}.')
+        if not isinstance(run, Mapping):
+            refuse("history", run, "what fit returns", "Or its dict of lists, history.history.")
+        if not run.get("loss"):
+            raise ValueError(
+                f'history must have a "loss" for each epoch. Received: keys {sorted(run)}.'
+            )
     return runs

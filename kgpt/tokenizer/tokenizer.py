@@ -123,6 +123,7 @@ class Tokenizer:
         return cls(rust.to_str())
 
     @classmethod
+    @checked
     def from_vocabulary(
         cls,
         vocabulary: str | os.PathLike,
