@@ -133,6 +133,13 @@ def _backbone(name, value):
     return value
 
 
+def _language_model(name, value):
+    if not _is_a(value, "CausalLM"):
+        hint = "Try kgpt.CausalLM(backbone, tokenizer=tokenizer)."
+        refuse(name, value, "a kgpt.CausalLM", hint, TypeError)
+    return value
+
+
 def _tokenizer(name, value):
     # A tokenizer of one's own may take its place.
     if not all(hasattr(value, member) for member in ("encode_batch", "vocabulary_size")):
@@ -212,12 +219,13 @@ RULES = {
     **dict.fromkeys(_FLAGS, flag),
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue", "epsilon"), number("(0, inf)")),
     **dict.fromkeys(("prefix", "token"), string),
-    **dict.fromkeys(("path", "folder", "vocabulary", "merges"), _path),
+    **dict.fromkeys(("path", "html", "folder", "vocabulary", "merges"), _path),
     "batch": _rows,
     "activation": _activation,
     "head": _head,
     "task_metrics": _metrics,
     **dict.fromkeys(("backbone", "other"), _backbone),
+    "lm": _language_model,
     "tokenizer": _tokenizer,
 }
 

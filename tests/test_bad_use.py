@@ -48,6 +48,7 @@ SIZES = {"vocabulary_size": 300, "num_layers": 1, "num_heads": 2, "hidden_dim": 
 
 # By public name: what calls it, arguments that are right (or functions that make them), and for
 # each argument the values that are wrong.
+OF_MODELS, OF_ONE_TEXT = [None, 5, "gpt2"], [5, None, ["a", "b"], "", {"text": "a"}]
 ROWS = {
     "CausalLM": (kgpt.CausalLM, {"backbone": backbone}, {**OF_HEADS, "dropout": []}),
     "GPTBackbone": (kgpt.GPTBackbone, SIZES, {
@@ -149,9 +150,23 @@ ROWS = {
     "kgpt.metrics.regression_scores": (
         metrics.regression_scores, {"targets": [0.5, 1.0], "outputs": [1.0, 2.0]},
         {"targets": [[0.5]], "outputs": [[1.0]]}),
+    "kgpt.plot.attention": (
+        kgpt.plot.attention, {"lm": lm, "text": "a"},
+        {"lm": OF_MODELS, "text": OF_ONE_TEXT, "layer": [9, -1], "head": [9, -1], "html": [5]}),
+    "kgpt.plot.confusion_matrix": (
+        kgpt.plot.confusion_matrix, {"labels": [0, 1], "predictions": [0, 1]},
+        {"labels": [5, None, [0], [[0, 1]], [0, -1], [0.5, 1]], "predictions": [5, [0], [[0, 1]]],
+         "class_names": [5, ["a"], "ab"]}),
+    "kgpt.plot.embedding_neighbours": (
+        kgpt.plot.embedding_neighbours, {"lm": lm, "texts": "a"},
+        {"lm": OF_MODELS, "texts": [5, None, [], "a b", [10**6]], "k": [0]}),
+    "kgpt.plot.next_tokens": (kgpt.plot.next_tokens, {"lm": lm, "text": "a"},
+                              {"lm": OF_MODELS, "text": OF_ONE_TEXT, "k": [0]}),
+    "kgpt.plot.surprise": (kgpt.plot.surprise, {"lm": lm, "text": "a"},
+                           {"lm": OF_MODELS, "text": OF_ONE_TEXT, "html": [5]}),
     "kgpt.plot.training_curves": (
         kgpt.plot.training_curves, {"history": {"loss": [1.0]}, "path": "no.png"},
-        {"history": [{}, {"accuracy": [1]}, 5, None], "path": [5, None], "steps_per_epoch": [0]}),
+        {"history": [{}, {"accuracy": [1]}, 5, None], "path": [5], "steps_per_epoch": [0]}),
     "kgpt.recipes.fastest_settings": (recipes.fastest_settings, {}, {"backend": [5, "numpy"]}),
     "kgpt.recipes.fast_optimizer": (recipes.fast_optimizer, {"steps": 10}, OF_RATES),
     "kgpt.recipes.finetuning_optimizer": (recipes.finetuning_optimizer, {"steps": 10}, OF_RATES),

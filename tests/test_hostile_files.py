@@ -452,9 +452,11 @@ def test_what_encode_leaves_out_is_said_once(folder_of, part, value, recwarn):
 
 def test_a_manifest_that_does_not_fit_is_said_first(folder_of):
     folder = folder_of("manifest")
-    edit_json(folder / "config.json", lambda config: config.update(resid_pdrop=0.9))
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
 
-    assert_refused(kgpt.from_huggingface, folder, r"config\.json is damaged")
+    assert_refused(kgpt.from_huggingface, folder, r"model\.safetensors is damaged")
 
 
 def test_keys_that_no_one_knows_are_said(folder_of):

@@ -198,9 +198,7 @@ class GPTBackbone(WholeModel, keras.Model):
     def from_config(cls, config, custom_objects=None):
         config, later = changes.split(config)
         check_memory(config)
-        backbone = cls(**config)
-        changes.make(backbone, **later)
-        return backbone
+        return changes.make(cls(**config), **later)
 
 
 def _make_layers(options, policy):

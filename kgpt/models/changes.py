@@ -35,7 +35,7 @@ def make(
     lora_alpha=None,
     lora_target_layer_names=None,
 ):
-    """Does to a new body what `get_config` says, before its weights are loaded."""
+    """Does to a new body what `get_config` says, before weights are loaded, and returns it."""
     trainable = backbone.trainable
     apply_quantization(backbone, quantization)
     if lora_rank is not None:
@@ -44,3 +44,4 @@ def make(
         backbone.freeze(num_frozen_blocks)
     if not trainable:
         backbone.trainable = False
+    return backbone

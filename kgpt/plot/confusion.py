@@ -1,8 +1,10 @@
 """Which classes a classifier takes for which."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from kgpt.arguments import checked
+from kgpt.arguments import checked, refuse
 from kgpt.plot.figure import SHADES, new_figure
 
 
@@ -39,6 +41,8 @@ def confusion_matrix(labels, predictions, class_names=None):
             f"{labels.shape} and {predictions.shape}."
         )
     names = class_names
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+        refuse("class_names", names, "a list of names", error=TypeError)
     if names is None and labels.dtype.kind in "US":
         names = sorted({*labels.tolist(), *predictions.tolist()})
     if names is None:

@@ -55,7 +55,8 @@ def embedding_neighbours(lm, texts, k: int = 8):
 
 
 def _one_token_each(lm, texts):
-    is_ids = isinstance(texts, list | tuple | np.ndarray) and not isinstance(texts[0], str)
+    is_list = isinstance(texts, list | tuple | np.ndarray) and len(texts)
+    is_ids = is_list and not isinstance(texts[0], str)
     texts = [[int(token_id)] for token_id in texts] if is_ids else texts
     many, _ = arguments.read_prompts(texts, "texts")
     rows = arguments.encode(many, lm.tokenizer, lm.backbone.vocabulary_size, "texts")
