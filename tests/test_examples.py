@@ -222,7 +222,7 @@ def test_arguments_that_can_not_work_are_refused(untrainable, monkeypatch, capsy
 def test_packages_that_scores_need_are_asked_for_before_training(
     untrainable, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("kgpt.callbacks.find_spec", lambda name: None)
+    monkeypatch.setattr("kgpt.callbacks.scores.find_spec", lambda name: None)
 
     with pytest.raises(ImportError, match="pip install scikit-learn"):
         run(monkeypatch, "finetune", "--task", "categories", "--output", tmp_path)

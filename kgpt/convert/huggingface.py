@@ -20,7 +20,7 @@ from kgpt.convert.weights import (
     read_weights,
     write_weights,
 )
-from kgpt.files import check_free_space, check_manifest, files_written_whole
+from kgpt.files import MANIFEST, check_free_space, check_manifest, files_written_whole
 from kgpt.initializers import starting_at_zero
 from kgpt.kernels.platform import checked_policy
 from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
@@ -143,7 +143,7 @@ def task_in(folder: Path) -> str:
         return configs.task_in_files(_read_config(folder), find_tensors(folder))
 
 
-def downloaded(name_or_folder, revision=None, cache_dir=None, files=_FILES) -> Path:
+def downloaded(name_or_folder, revision=None, cache_dir=None, files=(*_FILES, MANIFEST)) -> Path:
     """Returns the folder itself, or the one in the hub's cache after the download."""
     if not isinstance(name_or_folder, str | os.PathLike):
         hint = 'Try "openai-community/gpt2", or the path of a folder.'

@@ -82,7 +82,13 @@ def edit(folder, **changes):
     path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
+def change_on_purpose(folder):
+    """Takes away the hashes, as the error of a folder that was changed says."""
+    (folder / "kgpt_manifest.json").unlink()
+
+
 def edit_tensors(folder, change):
+    change_on_purpose(folder)
     tensors = safetensors_numpy.load_file(folder / "model.safetensors")
     change(tensors)
     safetensors_numpy.save_file(tensors, folder / "model.safetensors")
@@ -339,6 +345,7 @@ def test_a_file_cut_short_is_named(folder):
 
 
 def test_missing_files_are_named(folder):
+    change_on_purpose(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors.*pytorch_model\.bin"):
@@ -500,6 +507,7 @@ def test_an_exact_tokenizer_of_gpt1_comes_back_exact(transformers, tmp_path):
 def test_vocabulary_and_merges_are_enough_for_a_tokenizer(tmp_path):
     tokenizer = kgpt.Tokenizer.train(TEXTS, 275)
     to_huggingface(make_lm(tokenizer=tokenizer), tmp_path / "model")
+    change_on_purpose(tmp_path / "model")
     (tmp_path / "model/tokenizer.json").unlink()
 
     back = from_huggingface(tmp_path / "model").tokenizer
@@ -520,6 +528,7 @@ def test_a_tokenizer_comes_back_from_transformers_with_its_special_tokens(
 
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     theirs.save_pretrained(tmp_path / "model")
+    change_on_purpose(tmp_path / "model")
     back = from_huggingface(tmp_path / "model").tokenizer
     from_file = kgpt.Tokenizer.from_file(tmp_path / "model/tokenizer.json")
 
@@ -558,6 +567,7 @@ def test_gpt1s_words_are_not_those_of_transformers(transformers, tmp_path):
     for name in ("vocab.json", "merges.txt", "added_tokens.json"):
         (tmp_path / "model" / name).unlink()
     theirs.save_pretrained(tmp_path / "model")
+    change_on_purpose(tmp_path / "model")
 
     back = from_huggingface(tmp_path / "model").tokenizer
 
