@@ -164,15 +164,16 @@ def start_run(folder, optimizer, dropout, tmp_path):
     model.compile(optimizer)
     restored = []
 
-    def look(logs):
-        restored.extend(to_numpy(v).tolist() for v in seeds_of(model))
+    def look(epoch, logs):
+        if not restored:
+            restored.extend(to_numpy(v).tolist() for v in seeds_of(model))
 
     model.fit(
         kgpt.data.windows(FILES / "tokens.npy", LENGTH, BATCH, seed=SEED),
         epochs=2,
         callbacks=[
             kgpt.callbacks.ResumableCheckpoint(tmp_path / folder),
-            keras.callbacks.LambdaCallback(on_train_begin=look),
+            keras.callbacks.LambdaCallback(on_epoch_begin=look),
         ],
         verbose=0,
     )

@@ -57,16 +57,9 @@ class ResumableBatches(PythonBatches):
     same batch.
 
     To resume within a pass, a callback must count batches, as only a callback knows which were
-    trained on rather than prefetched. `kgpt.callbacks.ResumableCheckpoint` does so::
-
-        def on_train_begin(self, logs=None):
-            self.state = train.get_state()
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.state["next_batch"] += self.model.steps_per_execution
-
-    and a new process calls `train.set_state(state)` before `fit`, or in a callback's
-    `on_train_begin`.
+    trained on rather than prefetched. `kgpt.callbacks.ResumableCheckpoint` does so. In a loop of
+    your own, `state = {**train.get_state(), "next_batch": n}` is the position of batch `n`, and
+    `train.set_state(state)` goes there.
 
     The position belongs to training. `evaluate`, `predict` and `validation_data` of kgpt's models
     read `from_beginning()`, which neither depends on the position nor moves it, so the same object
@@ -90,20 +83,20 @@ class ResumableBatches(PythonBatches):
     def __init__(self, repeat: bool = False):
         self._repeat = repeat
         self._next_batch = 0
+        self._left_out = 0  # of the pass that starts there, by a run that is resumed
         self._is_view = False
         self._updates = None
         self._epoch_start, self._batches_read = None, 0
 
     def __iter__(self) -> Iterator[tuple]:
-        start = self._next_batch
-        end = start + len(self)
+        start, end = self._next_batch + self._left_out, self._next_batch + len(self)
         batches = self._batches_from(start)
         try:
             for next_batch, batch in enumerate(batches, start + 1):
                 self._batches_read += 1
                 ends = next_batch == end and not self._repeat
                 if ends and not self._is_view:
-                    self._next_batch = end
+                    self._next_batch, self._left_out = end, 0
                 yield batch
                 if ends:
                     return
@@ -156,7 +149,7 @@ class ResumableBatches(PythonBatches):
         view = object.__new__(type(self))  # `copy` would open a token file again
         view.__dict__.update(self.__dict__)
         view._repeat = self._repeat and steps is not None
-        view._next_batch, view._is_view, view._updates = 0, True, None
+        view._next_batch, view._left_out, view._is_view, view._updates = 0, 0, True, None
         view._epoch_start, view._batches_read = None, 0
         return view
 
@@ -191,7 +184,26 @@ class ResumableBatches(PythonBatches):
                 "The state must come from the same data. "
                 f"Received: state={state}, for data with {own}."
             )
-        self._next_batch, self._epoch_start = int(next_batch), None
+        self._next_batch, self._epoch_start, self._left_out = int(next_batch), None, 0
+
+    def resume(self, state: dict, batches_read: int):
+        """Sets a position, and that a part of the pass that starts there has been trained on.
+
+        The next iterations leave that part out, until one of them ends with the pass: the epochs
+        keep their borders. With `repeat`, where iterations don't end, until `set_state`.
+
+        Args:
+            state: dict from `get_state`, at the beginning of the iteration.
+            batches_read: int. The number of its batches that are left out.
+
+        Raises:
+            ValueError: if the state was taken from other data.
+        """
+        self.set_state(state)
+        if batches_read >= len(self) and not self._repeat:
+            self._next_batch += len(self)
+        else:
+            self._left_out = batches_read
 
     # === Keras's data adapter ===
 

@@ -1,5 +1,7 @@
 """`fit`, `evaluate` and `predict` of all models: Keras's, on data that has been checked."""
 
+import contextlib
+
 import keras
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
@@ -67,7 +69,10 @@ def fit(
         self, x, y, sample_weight, batch_size, seed=0 if shuffle else None, learns=True
     )
     callbacks = with_progress_bar(_prepare_fit(self, class_weight, callbacks), verbose)
-    self.training_data = x
+    callbacks = _in_order(callbacks)
+    settings = {"batch_size": batch_size, "epochs": epochs, "shuffle": shuffle, **kwargs}
+    settings.update(class_weight=class_weight, y=y, sample_weight=sample_weight)
+    running = RunningFit(x, callbacks, settings)
     training, validation = _source(self, x, y, sample_weight, shuffle), None
     options = dict(validation_steps=validation_steps, validation_batch_size=validation_batch_size)
     if validation_data is not None:
@@ -75,14 +80,40 @@ def fit(
         options["validation_data"] = validation.data
     batching = (batch_size, kwargs.get("steps_per_epoch"), shuffle)
     data = by_update(training.data, _updates(self), *batching)
-    try:
-        with errors_of(training, validation), data as (x, y, sample_weight):
-            options.update(shuffle=shuffle, sample_weight=sample_weight)
-            return keras.Model.fit(
-                self, x, y, batch_size, epochs, verbose, callbacks, **options, **kwargs
-            )
-    finally:
-        self.training_data = None
+    with errors_of(training, validation), data as (x, y, sample_weight), running.around(self):
+        options.update(shuffle=shuffle, sample_weight=sample_weight)
+        return keras.Model.fit(
+            self, x, y, batch_size, epochs, verbose, callbacks, **options, **kwargs
+        )
+
+
+class RunningFit:
+    """A fit that runs, for callbacks: `model.running_fit`; None at other times.
+
+    Attributes:
+        data: what is trained on, as it came in or as batches of `kgpt.data`.
+        callbacks: list of the callbacks.
+        settings: dict of the other arguments of the fit.
+        epoch_iterator: what Keras takes the steps of an epoch from.
+        began_at_step: the optimizer's iterations when a run began that is resumed, or None.
+    """
+
+    def __init__(self, data, callbacks: list, settings: dict):
+        self.data, self.callbacks, self.settings = data, callbacks, settings
+        self.epoch_iterator = self.began_at_step = None
+
+    @contextlib.contextmanager
+    def around(self, model):
+        """Inside, the model knows of the fit, and callbacks have what they ask for around it."""
+        model.running_fit = self
+        try:
+            with contextlib.ExitStack() as stack:
+                for callback in self.callbacks:
+                    if hasattr(callback, "around_fit"):
+                        stack.enter_context(callback.around_fit(model))
+                yield
+        finally:
+            model.running_fit = None
 
 
 def evaluate(
@@ -165,6 +196,34 @@ def predict_on_batch(self, x):
     return keras.Model.predict_on_batch(self, x)
 
 
+def symbolic_build(self, iterator=None, data_batch=None):
+    """Builds what is not built, as `keras.Model` does at the beginning of a fit."""
+    _take_down(self, iterator)
+    keras.Model._symbolic_build(self, iterator, data_batch)
+
+
+def maybe_symbolic_build(self, iterator=None, data_batch=None):
+    """Does what the TensorFlow backend has in the place of `symbolic_build`."""
+    _take_down(self, iterator)
+    # Keras takes a mean over replicas, which bools do not have.
+    strategy = self._distribute_strategy
+    if iterator is not None and strategy is not None:
+        data = next(next(batches for _, _, batches in iterator))
+        data_batch, iterator = (
+            keras.tree.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], data
+            ),
+            None,
+        )
+    keras.Model._maybe_symbolic_build(self, iterator, data_batch)
+
+
+def _take_down(task, iterator):
+    """Tells the callbacks of a fit where Keras takes its steps from; it builds before they run."""
+    if task.running_fit is not None and task.running_fit.epoch_iterator is None:
+        task.running_fit.epoch_iterator = iterator
+
+
 def _check_one_length(x):
     """Raises ValueError for batches whose outputs, of each position, fit in no one array."""
     if isinstance(x, TaskBatches) and x.has_next_tokens and not x.has_one_length:
@@ -241,7 +300,6 @@ def _prepare_fit(task, class_weight, callbacks):
     """Returns the callbacks of a fit, after what it needs of the model."""
     _set_class_weight(task, class_weight)
     revive_lora(task.backbone)
-    task.fit_began_at_step = None
     callbacks = _as_list(callbacks)
     if task._optimizer_is_default:
         check_rate_callbacks(callbacks)
@@ -251,6 +309,25 @@ def _prepare_fit(task, class_weight, callbacks):
     return callbacks
 
 
+def _in_order(callbacks):
+    """Returns callbacks with that of checkpoints behind those whose state it saves."""
+    callbacks = keras.tree.flatten(callbacks)
+    last = [callback for callback in callbacks if getattr(callback, "comes_last", False)]
+    if not last:
+        return callbacks
+    if len(last) > 1:
+        raise ValueError(
+            "A run has one state, which one callback keeps. Received: "
+            f"{len(last)} callbacks {type(last[0]).__name__}. Leave one of them."
+        )
+    if not any(isinstance(callback, keras.callbacks.History) for callback in callbacks):
+        callbacks.append(keras.callbacks.History())  # which Keras would add at the end
+
+    schedule = [callback for callback in callbacks if isinstance(callback, _ScheduleOverFit)]
+    others = [callback for callback in callbacks if callback not in last + schedule]
+    return [*others, *last, *schedule]
+
+
 class _ScheduleOverFit(keras.callbacks.Callback):
     """Lays the default optimizer's schedule over the fit that begins or is resumed."""
 
@@ -258,7 +335,7 @@ class _ScheduleOverFit(keras.callbacks.Callback):
         model = self.model
         steps = self.params.get("steps")
         steps = steps * self.params["epochs"] if steps else UNKNOWN_STEPS
-        start = model.fit_began_at_step
+        start = model.running_fit.began_at_step
         if start is None:
             start = int(model.optimizer.iterations)
         model.optimizer.learning_rate = model.default_schedule(steps, start)

@@ -110,6 +110,7 @@ class Task(WholeModel, keras.Model):
         self._class_weight = None
         self._uses_own_loss = True
         self._optimizer_is_default = False
+        self.running_fit = None
 
     # === Keras's entry points ===
 
@@ -341,7 +342,8 @@ class Task(WholeModel, keras.Model):
                 "or -1 for tokens, or have sample_weight 0.",
                 stacklevel=3,
             )
-        return super()._get_metrics_result_or_logs(logs)
+        # An epoch that is resumed after its last step has no logs but what the metrics hold.
+        return super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
 
     # === tf.distribute ===
 
@@ -355,18 +357,8 @@ class Task(WholeModel, keras.Model):
                 "with keras.distribution on several."
             )
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        # Of the TensorFlow backend. Keras takes a mean over replicas, which bools do not have.
-        strategy = self._distribute_strategy
-        if iterator is not None and strategy is not None:
-            data = next(next(batches for _, _, batches in iterator))
-            data_batch, iterator = (
-                keras.tree.map_structure(
-                    lambda value: strategy.experimental_local_results(value)[0], data
-                ),
-                None,
-            )
-        super()._maybe_symbolic_build(iterator, data_batch)
+    _symbolic_build = fitting.symbolic_build
+    _maybe_symbolic_build = fitting.maybe_symbolic_build
 
     def regularization(self):
         """Returns the sum of the losses that layers have added, or a replica's part of it."""

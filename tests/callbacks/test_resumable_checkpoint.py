@@ -1,6 +1,3 @@
-import json
-import os
-
 import keras
 import numpy as np
 import pytest
@@ -121,23 +118,6 @@ def test_a_resumed_run_drops_what_a_run_that_was_not_killed_drops(tmp_path):
     np.testing.assert_allclose(resumed, expected, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="PyTorch alone has a generator beside Keras's seeds"
-)
-def test_without_the_state_of_pytorchs_generator_a_resumed_run_would_drop_others(tmp_path):
-    expected = fit_with_keras_dropout()
-    with pytest.raises(Killed):
-        fit_with_keras_dropout(tmp_path / "run", killed_after=3)
-    (path,) = (tmp_path / "run").glob("*/progress.json")
-    progress = json.loads(path.read_text())
-    del progress["random_states"]["torch"]
-    path.write_text(json.dumps(progress))
-
-    resumed = fit_with_keras_dropout(tmp_path / "run", seed=1)
-
-    assert np.abs(resumed - expected).max() > 1e-2
-
-
 def test_a_finished_run_stays_as_it_is(token_file, tmp_path):
     first, _ = fit(token_file, kgpt.callbacks.ResumableCheckpoint(tmp_path / "run"))
 
@@ -146,27 +126,6 @@ def test_a_finished_run_stays_as_it_is(token_file, tmp_path):
     assert history.epoch == []
     for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_a_half_written_checkpoint_is_not_used(token_file, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    with pytest.raises(Killed):
-        fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder, 4), kill_after(5))
-    complete = os.listdir(folder)
-
-    def fail(source, target):
-        raise Killed
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(Killed):
-        fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder, 4))
-    monkeypatch.undo()
-
-    assert len(complete) == 1
-    assert set(complete) < set(os.listdir(folder))
-    resumed, _ = fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder, 4))
-    assert int(resumed.optimizer.iterations) == 27
-    assert len(os.listdir(folder)) == 1
 
 
 def test_the_checkpoint_of_another_model_is_refused(token_file, tmp_path):

@@ -1,0 +1,179 @@
+"""The folder of a run's checkpoints: written whole, checked when read, the older ones removed."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+
+from kgpt.files import (
+    MANIFEST,
+    DamagedError,
+    check_free_space,
+    check_manifest,
+    folder_written_whole,
+    make_folder,
+)
+
+FORMAT = 2
+_NAME = re.compile(r"checkpoint-\d{8,}")
+_STATE, _WEIGHTS_OF_FIRST_FORMAT = "state.npz", "state.weights.h5"
+_MORE_THAN_ARRAYS = 2**20  # bytes of a checkpoint besides the arrays, amply
+_held = {}  # the locks of this process: {folder: (lock, thread)}
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint that was found whole.
+
+    Attributes:
+        path: its folder.
+        progress: dict. What `progress.json` holds.
+        arrays: `{name: array}`, read from the file when asked for; None in the first format.
+        weights: the path of the weights file of the first format, or None.
+    """
+
+    path: Path
+    progress: dict
+    arrays: object = None
+    weights: Path | None = None
+
+
+class CheckpointFolder:
+    """Folders `checkpoint-00000012` in a folder, each of which is whole or not there.
+
+    The files of one are `state.npz`, numpy's format, `progress.json` and a manifest with the hashes
+    of both. Other names in the folder are left alone.
+
+    Args:
+        path: the folder.
+        keep: int. How many checkpoints stay when a new one is there.
+    """
+
+    def __init__(self, path: Path, keep: int):
+        self.path, self.keep = path, keep
+        self._damaged = set()
+
+    def open(self):
+        """Makes the folder, locks it, and removes what a killed process left unfinished.
+
+        Raises:
+            RuntimeError: if somebody else trains with the folder.
+            OSError: if it can't be made or written to.
+        """
+        make_folder(self.path)
+        self._lock()
+        for path in self.path.glob("checkpoint-*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def close(self):
+        """Unlocks the folder."""
+        lock, _ = _held.pop(os.path.realpath(self.path), (None, None))
+        if lock is not None:
+            lock.release()
+
+    def newest(self) -> Checkpoint | None:
+        """Returns the newest whole checkpoint; None if there are none; warns of damaged ones.
+
+        Raises:
+            ValueError: if all are damaged, and for one of a later version.
+        """
+        paths, errors = self._checkpoints(), []
+        for path in reversed(paths):
+            try:
+                checkpoint = _read(path)
+            except DamagedError as error:
+                self._damaged.add(path)
+                errors.append(str(error))
+                continue
+            for error in errors:
+                warnings.warn(f"{error} {checkpoint.path.name}, before it, is used.", stacklevel=2)
+            return checkpoint
+        if not paths:
+            return None
+        raise ValueError(
+            f"All checkpoints in {self.path} are damaged: {' '.join(errors)} To begin afresh, "
+            "delete the folder, or take another one."
+        )
+
+    def save(self, progress: dict, arrays: dict[str, np.ndarray]) -> Path:
+        """Writes the next checkpoint, and removes those that are too many; returns its path.
+
+        Raises:
+            OSError: one line, if it can't be written. The earlier ones stay.
+        """
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT, f"Can't write a checkpoint: the folder {self.path} is gone."
+            )
+        size = sum(array.nbytes for array in arrays.values()) + _MORE_THAN_ARRAYS
+        check_free_space(self.path, size)
+        earlier = self._checkpoints()
+        number = 1 + (int(earlier[-1].name.partition("-")[2]) if earlier else 0)
+        new = self.path / f"checkpoint-{number:08d}"
+        with folder_written_whole(new) as unfinished:
+            np.savez(unfinished / _STATE, allow_pickle=False, **arrays)
+            text = json.dumps({"format": FORMAT, **progress})
+            (unfinished / "progress.json").write_text(text, encoding="utf-8")
+        whole = [path for path in earlier if path not in self._damaged]
+        kept = whole[len(whole) + 1 - self.keep :]
+        for path in earlier:
+            if path not in kept:
+                _remove(path)
+        return new
+
+    def _checkpoints(self):
+        """Returns the folders of all checkpoints, the newest last."""
+        found = [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+
+    def _lock(self):
+        name, thread = os.path.realpath(self.path), threading.get_ident()
+        if _held.get(name, (None, None))[1] == thread:
+            self.close()  # of a fit that has ended with an error: a thread trains once at a time
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise RuntimeError(
+                f"Another process, or another fit of this one, trains with the folder {self.path}. "
+                "Wait until it has ended, or take another folder."
+            ) from None
+        _held[name] = lock, thread
+
+
+def _read(path) -> Checkpoint:
+    """Returns a checkpoint; raises DamagedError for one that is not whole."""
+    check_manifest(path)
+    try:
+        progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+        of_first_format = "format" not in progress
+        if not of_first_format and progress["format"] > FORMAT:
+            raise RuntimeError(
+                f"{path} was written by a later version of kgpt (format {progress['format']}; this "
+                f"one reads up to {FORMAT}). Install that version."
+            )
+        if of_first_format:
+            weights = path / _WEIGHTS_OF_FIRST_FORMAT
+            weights.stat()
+            return Checkpoint(path, progress, weights=weights)
+        (path / MANIFEST).stat()
+        return Checkpoint(path, progress, np.load(path / _STATE, allow_pickle=False))
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename} is missing.") from None
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{path / 'progress.json'} is damaged: {error}.") from None
+
+
+def _remove(path):
+    """Removes a checkpoint, of which no part is ever left under its name."""
+    going = path.with_name(f"{path.name}.partial")
+    os.rename(path, going)
+    shutil.rmtree(going)

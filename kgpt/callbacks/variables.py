@@ -1,0 +1,93 @@
+"""The variables of a training run as numpy arrays, and back: all of them, exactly as they are."""
+
+import keras
+import ml_dtypes  # comes with Keras
+import numpy as np
+
+_IN_16_BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def variables(model) -> dict[str, list]:
+    """Returns the variables of a run by where they belong: model, optimizer, metrics.
+
+    Those of the model are its weights, LoRA's factors and integer kernels apart, and the states of
+    its generators of random numbers.
+    """
+    return {
+        "model": list(model.variables),
+        "optimizer": list(model.optimizer.variables),
+        "metrics": list(model.metrics_variables),
+    }
+
+
+def to_arrays(model) -> tuple[dict, dict]:
+    """Returns `{"model/00000": array, ...}`, and the paths and dtypes, JSON-serializable."""
+    if hasattr(model, "jax_state_sync"):  # within an epoch they are not in the model on JAX
+        model.jax_state_sync()
+    arrays, listed = {}, {}
+    for part, own in variables(model).items():
+        listed[part] = [(v.path, keras.backend.standardize_dtype(v.dtype)) for v in own]
+        for number, variable in enumerate(own):
+            arrays[_key(part, number)] = _to_array(variable)
+    return arrays, listed
+
+
+def fits(model, listed, arrays, part: str) -> bool:
+    """Returns whether the variables of a part have the shapes that those in a checkpoint have."""
+    shapes = [tuple(v.shape) for v in variables(model)[part]]
+    return shapes == [arrays[_key(part, number)].shape for number in range(len(listed[part]))]
+
+
+def set_variables(model, listed, arrays, parts):
+    """Sets the variables of some parts to what `to_arrays` returned.
+
+    Raises:
+        ValueError: if there are others, or of other shapes.
+    """
+    if hasattr(model, "jax_state_sync"):  # from now on those in the model count
+        model.jax_state_sync()
+    for part in parts:
+        own = variables(model)[part]
+        if len(own) != len(listed[part]):
+            raise ValueError(
+                f"it has {len(listed[part])} variables of the {part}, and this one {len(own)}."
+            )
+        for number, (variable, (path, dtype)) in enumerate(zip(own, listed[part], strict=True)):
+            array = arrays[_key(part, number)]
+            if tuple(variable.shape) != array.shape:
+                raise ValueError(
+                    f"{path} has shape {array.shape} there, and {tuple(variable.shape)} here."
+                )
+            variable.assign(_as_written(array, dtype))
+
+
+def first_not_finite(listed, arrays) -> str | None:
+    """Returns the path of the first of the model's or optimizer's arrays with a NaN or infinity."""
+    for part in ("model", "optimizer"):
+        for number, (path, dtype) in enumerate(listed[part]):
+            array = _as_written(arrays[_key(part, number)], dtype)
+            # A NaN is least and greatest: no array of bools as large as the weights.
+            if array.dtype.kind == "f" and array.size and not _is_finite(array):
+                return path
+    return None
+
+
+def _is_finite(array):
+    return np.isfinite(array.min()) and np.isfinite(array.max())
+
+
+def _key(part, number):
+    return f"{part}/{number:05d}"
+
+
+def _to_array(variable):
+    array = np.asarray(keras.ops.convert_to_numpy(variable))
+    dtype = _IN_16_BITS.get(keras.backend.standardize_dtype(variable.dtype))
+    # numpy's files don't know bfloat16, and PyTorch gives it as float32.
+    return array if dtype is None else array.astype(dtype).view("uint16")
+
+
+def _as_written(array, dtype):
+    if dtype not in _IN_16_BITS:
+        return array
+    return array.view(_IN_16_BITS[dtype]).astype("float32")
