@@ -69,6 +69,7 @@ class ResumableBatches(PythonBatches):
         __len__(): the number of batches in a pass.
         _read_from(batch_number): an endless iterator over the batches from that number.
         _what_batches_depend_on(): JSON-serializable dict of everything that determines them.
+        _content(): dict of the arrays that they are cut from, None where there is none.
         _varying_shape(array): the shape of an array of a batch, None where batches differ.
         longest_sequence: int. Maximum number of tokens in a row.
         has_next_tokens: bool. Whether targets are next tokens, for a language model; False for

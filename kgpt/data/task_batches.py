@@ -192,6 +192,15 @@ class TaskBatches(ResumableBatches):
             "repeat": self._repeat,
         }
 
+    def _content(self) -> dict:
+        return {
+            "tokens": self._tokens,
+            "lengths": self._lengths,
+            "labels": self.labels,
+            "sample_weight": self.sample_weight,
+            "token_weights": self._token_weights,
+        }
+
     def _varying_shape(self, array: np.ndarray) -> tuple:
         if array.ndim == 1:
             return (None,)

@@ -142,6 +142,9 @@ class TokenWindows(ResumableBatches):
         config = {key: value for key, value in self._config.items() if key != "path"}
         return {"num_tokens": len(self._tokens), **config}
 
+    def _content(self) -> dict:
+        return {"tokens": self._tokens}
+
     def _varying_shape(self, array: np.ndarray) -> tuple:
         batch_size = self._config["batch_size"] if self._config["drop_remainder"] else None
         return (batch_size, *array.shape[1:])
