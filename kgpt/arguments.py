@@ -179,7 +179,7 @@ _FLAGS = (
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
     *("return_log_probabilities", "multi_label", "overwrite"),
-    *("use_ema", "amsgrad"),
+    *("use_ema", "amsgrad", "handle_signals"),
 )
 RULES = {
     **dict.fromkeys((*_SIZES, "max_sequence_length"), integer(1, most=2**31 - 1)),  # int32
@@ -191,6 +191,10 @@ RULES = {
     **dict.fromkeys(("seed", "start", "end_of_text_id", "shard_index"), integer(0)),
     **dict.fromkeys(("num_blocks", "tokens_seen"), integer(0)),
     "max_shard_size": integer(1, "It counts bytes."),
+    **dict.fromkeys(("keep", "max_skips"), integer(1)),
+    "on_error": one_of("stop", "warn"),
+    "on_mismatch": one_of("error", "restart"),
+    "on_nan": one_of("stop", "skip"),
     **dict.fromkeys(("max_new_tokens", "min_new_tokens"), integer(0)),
     "temperature": number("[1e-30, 1e30]", 'sampler="greedy" is the limit at 0.'),
     "top_k": integer(1, "None is for all tokens."),

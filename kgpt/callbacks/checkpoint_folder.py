@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ FORMAT = 2
 _NAME = re.compile(r"checkpoint-\d{8,}")
 _STATE, _WEIGHTS_OF_FIRST_FORMAT = "state.npz", "state.weights.h5"
 _MORE_THAN_ARRAYS = 2**20  # bytes of a checkpoint besides the arrays, amply
-_held = {}  # the locks of this process: {folder: (lock, thread)}
+_held = {}  # the locks of this process: {folder: (lock, the thread that may have left it)}
 
 
 @dataclass
@@ -42,8 +43,30 @@ class Checkpoint:
 
     path: Path
     progress: dict
-    arrays: object = None
+    arrays: Mapping | None = None
     weights: Path | None = None
+
+
+class _Arrays(Mapping):
+    """The arrays of a file, each of which is read when asked for; the file is not kept open."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        with self._opened() as file:
+            self._names = file.files
+
+    def _opened(self):
+        return np.load(self._path, allow_pickle=False)
+
+    def __getitem__(self, name):
+        with self._opened() as file:
+            return file[name]
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self):
+        return len(self._names)
 
 
 class CheckpointFolder:
@@ -59,17 +82,21 @@ class CheckpointFolder:
 
     def __init__(self, path: Path, keep: int):
         self.path, self.keep = path, keep
-        self._damaged = set()
+        self._useless = set()  # go when there is a new one
 
-    def open(self):
+    def open(self, is_closed_in_the_end: bool = True):
         """Makes the folder, locks it, and removes what a killed process left unfinished.
+
+        Args:
+            is_closed_in_the_end: bool. False where `close` isn't called after an error. The lock is
+                then left to the next one that the same thread opens.
 
         Raises:
             RuntimeError: if somebody else trains with the folder.
             OSError: if it can't be made or written to.
         """
         make_folder(self.path)
-        self._lock()
+        self._lock(None if is_closed_in_the_end else threading.get_ident())
         for path in self.path.glob("checkpoint-*.partial"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -90,7 +117,7 @@ class CheckpointFolder:
             try:
                 checkpoint = _read(path)
             except DamagedError as error:
-                self._damaged.add(path)
+                self._useless.add(path)
                 errors.append(str(error))
                 continue
             for error in errors:
@@ -102,6 +129,10 @@ class CheckpointFolder:
             f"All checkpoints in {self.path} are damaged: {' '.join(errors)} To begin afresh, "
             "delete the folder, or take another one."
         )
+
+    def give_up(self):
+        """Lets the next checkpoint replace all that there are."""
+        self._useless.update(self._checkpoints())
 
     def save(self, progress: dict, arrays: dict[str, np.ndarray]) -> Path:
         """Writes the next checkpoint, and removes those that are too many; returns its path.
@@ -122,7 +153,7 @@ class CheckpointFolder:
             np.savez(unfinished / _STATE, allow_pickle=False, **arrays)
             text = json.dumps({"format": FORMAT, **progress})
             (unfinished / "progress.json").write_text(text, encoding="utf-8")
-        whole = [path for path in earlier if path not in self._damaged]
+        whole = [path for path in earlier if path not in self._useless]
         kept = whole[len(whole) + 1 - self.keep :]
         for path in earlier:
             if path not in kept:
@@ -134,10 +165,10 @@ class CheckpointFolder:
         found = [path for path in self.path.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
-    def _lock(self):
-        name, thread = os.path.realpath(self.path), threading.get_ident()
-        if _held.get(name, (None, None))[1] == thread:
-            self.close()  # of a fit that has ended with an error: a thread trains once at a time
+    def _lock(self, thread):
+        name = os.path.realpath(self.path)
+        if _held.get(name, (None, None))[1] == threading.get_ident():
+            self.close()
         lock = filelock.FileLock(self.path / ".lock")
         try:
             lock.acquire(blocking=False)
@@ -165,7 +196,7 @@ def _read(path) -> Checkpoint:
             weights.stat()
             return Checkpoint(path, progress, weights=weights)
         (path / MANIFEST).stat()
-        return Checkpoint(path, progress, np.load(path / _STATE, allow_pickle=False))
+        return Checkpoint(path, progress, _Arrays(path / _STATE))
     except FileNotFoundError as error:
         raise DamagedError(f"{error.filename} is missing.") from None
     except (ValueError, TypeError) as error:

@@ -10,7 +10,9 @@ import contextlib
 import math
 
 from kgpt.data.batches import ResumableBatches
+from kgpt.data.sources import kind_of
 
+_READ_ANEW = (None, "batches of kgpt.data", "a PyDataset")  # by each epoch, from its beginning
 _BATCH_HOOKS = ("on_train_batch_begin", "on_train_batch_end")
 
 
@@ -26,6 +28,7 @@ class Place:
         executions: int. Those of the epoch that has begun.
         steps: int. Batches that were trained on in the whole run.
         can_resume_within: bool. Whether the data can go on inside an epoch.
+        can_resume_at_its_end: bool. Whether an epoch can go on after its last step.
     """
 
     def __init__(self, model, epochs: int):
@@ -33,8 +36,9 @@ class Place:
         self._model, self._epochs = model, epochs
         self._iterator = fit.epoch_iterator if fit else None
         self._callbacks = fit.callbacks if fit else []
-        self.data = fit.data if fit else None
+        self.data = fit.data[0] if fit else None
         self.can_resume_within = isinstance(self.data, ResumableBatches)
+        self.can_resume_at_its_end = fit is not None and kind_of(self.data) in _READ_ANEW
         self._data_state = self.data.get_state() if self.can_resume_within else None
         self.epoch = self.executions = self.steps = 0
         self._read = 0  # batches of this pass
@@ -59,7 +63,7 @@ class Place:
         if self.can_resume_within and is_whole:  # the pass has ended too
             self._data_state["next_batch"] += len(self.data)
         goes_on = iterator is not None and iterator.steps_per_epoch
-        self._seen_before = iterator._steps_seen if goes_on else 0
+        self._seen_before = iterator._steps_seen if goes_on and self.can_resume_at_its_end else 0
         self._read = self._batches_read(-1) if goes_on else 0
 
     def _batches_read(self, batch):
@@ -67,9 +71,6 @@ class Place:
         if self._iterator is None:
             return batch + 1
         return min(self._iterator._steps_seen, self._iterator._num_batches or math.inf)
-
-    def __str__(self):
-        return f"{self.steps} steps ({self.epoch} epochs and {self._steps_in_epoch()} steps)"
 
     def _steps_in_epoch(self):
         """Returns the steps of this epoch, by Keras's count."""
@@ -111,6 +112,10 @@ class Place:
         self.executions, self._read = in_epoch // by, state["batches_read"]
         self._seen_before = state["steps_seen_before_epoch"]
         is_over = self.epoch >= self._epochs or (stopped and not self.executions)
+        if self.executions:
+            # TensorFlow builds metrics with the first step, and these have figures from before.
+            self._model._symbolic_build(iterator=self._iterator)
+            self._iterator.reset()
         if self.can_resume_within and state["data"] is not None:
             self._data_state = dict(state["data"])
             self.data.resume(self._data_state, 0 if is_over else self._read)
@@ -145,6 +150,7 @@ class Place:
         """Leaves executions out of the next epoch, before any data is read."""
         iterator, model, callbacks = self._iterator, self._model, self._callbacks
         plain, seen_before = iterator._enumerate_iterator, self._seen_before
+        is_there = self.can_resume_within  # or else the data are at the beginning of the pass
 
         def rest():
             del iterator._enumerate_iterator  # the epochs after this one are whole
@@ -152,6 +158,8 @@ class Place:
             for number, last in enumerate(plain()):
                 if number == 0:
                     iterator._steps_seen += seen_before
+                    for _ in range(0 if is_there else seen_before):
+                        next(last[-1])
                 if number in (0, executions - 1):
                     set_random_states()
                 if number >= executions:

@@ -6,39 +6,78 @@ import warnings
 from pathlib import Path
 
 import keras
+import numpy as np
 
-from kgpt.arguments import checked, flag, integer, is_int, one_of
-from kgpt.callbacks import random_states, variables
+from kgpt.arguments import checked, is_int
+from kgpt.callbacks import callback_states, random_states, run_identity, variables
 from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 from kgpt.callbacks.epochs import Place
 from kgpt.callbacks.signals import Signals
 from kgpt.console import show
 
+_CALLBACKS = "callbacks/"
 _ELSEWHERE = "Take another folder, or delete this one to begin afresh."
 
 
 class ResumableCheckpoint(keras.callbacks.Callback):
     """Keeps the state of training in a folder, so that the same script goes on where it stopped.
 
+    Saved are all variables of model and optimizer as they are, random states, the states of the
+    other callbacks, and the place in epochs and data. A run that was killed and is started again
+    is the same run: it makes the steps, epochs and validations that it would have made, with the
+    same numbers, and its `History` is that of the whole run. A run that is finished, or that a
+    callback such as `EarlyStopping` has stopped, stays so: `fit` restores its end and trains no
+    further. More `epochs` than before go on.
+
+    The middle of an epoch is reached with batches of `kgpt.data`, and with texts given to `fit`.
+    Of arrays, an epoch that was cut is made again, and in another order if TensorFlow shuffles
+    them. Models that are not kgpt's are saved by epochs, without the states of other callbacks, and
+    signals are left alone.
+
+    A checkpoint appears in the folder when it is complete and on the disk; an older one goes only
+    then, so that a kill or a power cut at any moment leaves one to go on from. Hashes show damage:
+    a damaged checkpoint is named in a warning, and the one before it used. If all are damaged, an
+    error says so. One process at a time trains with a folder.
+
+    A checkpoint of another run is refused, with what is different: model, data, optimizer. Of what
+    may change, such as validation data, a new learning rate counts.
+
+    SIGTERM, SIGINT (Ctrl-C) and SIGHUP let the step or the validation end, save, and then act as
+    ever: an interrupted process raises KeyboardInterrupt, a terminated one dies of the signal. A
+    second Ctrl-C acts at once. This needs the main thread.
+
+    A loss or weight that is not finite is never saved.
+
     Args:
         folder: where to keep the state; made if need be.
         save_freq: `"epoch"`, or int: save after so many steps, and after each epoch. Steps need
             data that can continue in the middle of an epoch, as those of `kgpt.data` can.
+        keep: int. How many checkpoints stay; more than one, so that one may be damaged.
+        on_error: what a save does that fails, since the disk is full, say: `"stop"` ends training
+            with an OSError, `"warn"` warns and goes on. The last good checkpoint stays.
+        on_mismatch: what a checkpoint of another run does: `"error"`, or `"restart"`, which begins
+            afresh, and replaces it.
+        on_nan: what a loss or weight does that is not finite: `"stop"` ends training with a
+            FloatingPointError that names the step and the last good checkpoint. `"skip"` goes back
+            to the weights of the last checkpoint and on with the data after the batch.
+        max_skips: int. How many skips there may be before another checkpoint is saved.
+        handle_signals: bool. False leaves signals alone.
+
+    Raises:
+        ValueError: for arguments out of range, and, when training begins, for steps without such
+            data, a checkpoint of another run, and if all checkpoints are damaged.
+        RuntimeError: when training begins, if another process or fit trains with the folder.
+        OSError: if the folder can't be written to, in one line that names it.
+        FloatingPointError: for what is not finite.
 
     Example:
-        lm.fit(train, epochs=10, callbacks=[kgpt.callbacks.ResumableCheckpoint("run/")])
+        checkpoint = kgpt.callbacks.ResumableCheckpoint("run/", save_freq=500, on_nan="skip")
+        lm.fit(train, validation_data=valid, epochs=10, callbacks=[checkpoint])
     """
 
     comes_last = True  # among callbacks: what it saves is what the others have made of an epoch
 
-    @checked(
-        keep=integer(1),
-        on_error=one_of("stop", "warn"),
-        on_mismatch=one_of("error", "restart"),
-        on_nan=one_of("stop", "skip"),
-        max_skips=integer(1),
-        handle_signals=flag,
-    )
+    @checked
     def __init__(
         self,
         folder: str | os.PathLike,
@@ -70,16 +109,44 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     @contextlib.contextmanager
     def around_fit(self, model):
         """Holds the folder while a model of kgpt is in `fit`, which asks for it."""
-        self._open(model)
         try:
+            self._open(model)
             yield
         finally:
             self._close(model)
 
     def _open(self, model):
-        self._checkpoints.open()
+        """Takes the folder, and finds the checkpoint that the fit goes on from."""
+        self._fit = getattr(model, "running_fit", None)  # None of models that are not kgpt's
+        self._checkpoints.open(is_closed_in_the_end=self._fit is not None)
         self._is_open = True
+        self._others = [c for c in self._fit.callbacks if c is not self] if self._fit else []
+        callback_states.check(self._others)
+        data, settings = None, {"epochs": (self.params or {}).get("epochs")}
+        if self._fit:
+            x, y, sample_weight = self._fit.data
+            data = x if y is None and sample_weight is None else self._fit.data
+            settings = self._fit.settings
+        self._identity = run_identity.identity(model, data, settings)
         self._checkpoint = self._checkpoints.newest()
+        if self._checkpoint is not None and not self._is_of_this_run(self._checkpoint):
+            self._checkpoint = None
+        if self._checkpoint is not None:
+            callback_states.prepare(self._others)
+
+    def _is_of_this_run(self, checkpoint):
+        saved = checkpoint.progress.get("identity")  # None in the first format
+        different = run_identity.differences(saved, self._identity)
+        for note in run_identity.notes(saved, self._identity):
+            show(f"Since the checkpoint in {self.folder}: {note}")
+        if not different:
+            return True
+        message = "\n  ".join([f"The checkpoint in {self.folder} is of another run:", *different])
+        if self.on_mismatch == "error":
+            raise ValueError(f'{message}\n{_ELSEWHERE} on_mismatch="restart" does so here.')
+        show(f"{message}\nTraining begins afresh.")
+        self._checkpoints.give_up()
+        return False
 
     def _close(self, model):
         """Leaves all as it was before the fit, but for what was trained and the checkpoints."""
@@ -96,73 +163,117 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         model = self.model
-        self._fit = getattr(model, "running_fit", None)
         if not self._is_open:  # in the fit of a model that is not kgpt's
             self._open(model)
-        self._place = Place(model, self.params["epochs"])
-        self._check_save_freq()
-        self._first_step = int(model.optimizer.iterations)
-        self._saved_at, self._metrics = 0, None
-        self._stops_after_epoch = False
-        self._resumed_metrics = None
-        if self.handle_signals:
-            self._signals.install()
-        if self._checkpoint is not None:
-            self._resume(self._checkpoint)
-
-    def _check_save_freq(self):
-        place = self._place
+        self._place = place = Place(model, self.params["epochs"])
         if self.save_freq != "epoch" and not place.can_resume_within:
             raise ValueError(
                 "Saving between epochs needs data that can continue in the middle of an epoch. "
                 f"Received: save_freq={self.save_freq} with data of type "
                 f'{type(place.data).__name__}. Try save_freq="epoch", or kgpt.data.windows.'
             )
+        self._first_step = int(model.optimizer.iterations)
+        self._states = callback_states.CallbackStates(self._others)
+        self._saved_at, self._good, self._skips, self._skipped = 0, None, 0, []
+        self._resumed = self._metrics = None
+        self._stops_after_epoch = False
+        if self.handle_signals and self._fit:  # one of Keras would not say that it has failed
+            self._signals.install()
+        if self._checkpoint is not None:
+            self._resume(self._checkpoint)
+        elif self.on_nan == "skip":
+            self._save()  # to go back to
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._place.begin_epoch(epoch)
+        if self._resumed is not None:
+            self._set_metrics(self._resumed)
+            self._resumed = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        place = self._place
+        place.end_execution(batch)
+        if not np.isfinite((logs or {}).get("loss", 0.0)):
+            self._meet_nan(f"The loss is {logs['loss']}")
+        elif self._signals.received is not None:
+            self._leave(place.can_resume_within)
+        elif self.save_freq != "epoch" and place.steps - self._saved_at >= self.save_freq:
+            self._save()
+
+    def on_test_begin(self, logs=None):
+        # The validation of a fit uses the same metrics.
+        arrays, _ = variables.to_arrays(self.model, ("metrics",))
+        self._metrics = {name: array.copy() for name, array in arrays.items()}
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._signals.received is not None:
+            self.model.stop_evaluating = True
+
+    def on_test_end(self, logs=None):
+        if self._signals.received is not None:
+            self._leave(self._place.can_resume_at_its_end)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._metrics = None
+        self._place.end_epoch(epoch)
+        if self._stops_after_epoch:
+            self.model.stop_training = True
+        if self._signals.received is not None:
+            self._leave(True)
+        else:
+            self._save()
+
+    def on_train_end(self, logs=None):
+        if self._fit is None:
+            self._close(self.model)
 
     # === Going on ===
 
     def _resume(self, checkpoint):
         progress = checkpoint.progress
-        self._set_variables(checkpoint)
-        set_random_states = self._random_states_of(checkpoint)
-        set_random_states()
         stopped = progress.get("stopped", False)
+        set_random_states = self._random_states_of(checkpoint)
         try:
             trains = self._place.go_to(progress, stopped, set_random_states)
+            self._set_variables(checkpoint)
         except ValueError as error:
             raise ValueError(
-                f"The checkpoint in {self.folder} is of another run: {error} {_ELSEWHERE}"
+                f"The checkpoint in {self.folder} is of another model or of other data: {error} "
+                f"{_ELSEWHERE}"
             ) from error
+        set_random_states()
+        rate = run_identity.new_learning_rate(progress.get("identity"), self._identity)
+        if rate is not None:
+            self.model.optimizer.learning_rate = rate
+        arrays = _without_prefix(checkpoint.arrays or {})
+        self._states.set(progress.get("callbacks", {}), arrays)
         self._first_step, self._saved_at = progress["first_step"], self._place.steps
         if self._fit is not None:
             self._fit.began_at_step = self._first_step
+        self._good, self._skipped = checkpoint.path, progress.get("skipped", [])
         self._stops_after_epoch = stopped and trains
-        if self._place.executions and checkpoint.arrays is not None:
-            self._resumed_metrics = checkpoint
-        if trains:
-            show(f"Resuming from {checkpoint.path}: {self._place.steps} steps done")
-        elif stopped:
-            show(
-                f"The run in {self.folder} was stopped after {self._place.steps} steps, and stays "
-                f"so. {_ELSEWHERE}"
-            )
-        else:
-            show(f"The run in {self.folder} is finished: {self._place.steps} steps done")
+        if self._place.executions:
+            self._resumed = checkpoint
+        self._say_how_it_goes_on(checkpoint, trains, stopped)
 
-    def _set_variables(self, checkpoint, parts=("model", "optimizer")):
+    def _say_how_it_goes_on(self, checkpoint, trains, stopped):
+        steps = self._place.steps
+        if trains:
+            show(f"Resuming from {checkpoint.path}: {steps} steps done")
+        elif stopped:
+            show(f"The run in {self.folder} was stopped after {steps} steps. {_ELSEWHERE}")
+        else:
+            show(f"The run in {self.folder} is finished: {steps} steps done")
+
+    def _set_variables(self, checkpoint):
         model = self.model
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        try:
-            if checkpoint.arrays is None:
-                model.load_weights(checkpoint.weights)
-            else:
-                listed = checkpoint.progress["variables"]
-                variables.set_variables(model, listed, checkpoint.arrays, parts)
-        except ValueError as error:
-            raise ValueError(
-                f"The checkpoint in {self.folder} is of another model: {error} {_ELSEWHERE}"
-            ) from error
+        if checkpoint.arrays is None:
+            model.load_weights(checkpoint.weights)
+            return
+        listed = checkpoint.progress["variables"]
+        variables.set_variables(model, listed, checkpoint.arrays, ("model", "optimizer"))
 
     def _random_states_of(self, checkpoint):
         if checkpoint.arrays is not None:
@@ -172,50 +283,88 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     def _set_metrics(self, checkpoint):
         """Lets the figures of an epoch go on from a checkpoint's, unless others are reported."""
+        if checkpoint.arrays is None:
+            return
         model, listed = self.model, checkpoint.progress["variables"]
         if variables.fits(model, listed, checkpoint.arrays, "metrics"):
             variables.set_variables(model, listed, checkpoint.arrays, ("metrics",))
 
-    # === Keras's hooks ===
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._place.begin_epoch(epoch)
-        if self._resumed_metrics is not None:
-            self._set_metrics(self._resumed_metrics)
-            self._resumed_metrics = None
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._place.end_execution(batch)
-        is_due = self.save_freq != "epoch" and self._place.steps - self._saved_at >= self.save_freq
-        if is_due:
-            self._save()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._place.end_epoch(epoch)
-        if self._stops_after_epoch:
-            self.model.stop_training = True
-        self._save()
-
-    def on_train_end(self, logs=None):
-        if self._fit is None:
-            self._close(self.model)
-
     # === Saving ===
 
-    def _save(self):
+    def _save(self) -> bool:
+        """Saves the run; returns whether it could be saved."""
         arrays, listed = variables.to_arrays(self.model)
+        wrong = variables.first_not_finite(listed, arrays)
+        if wrong is not None:
+            self._meet_nan(f"{wrong} is not finite")
+            arrays, listed = variables.to_arrays(self.model)
+        callbacks, of_callbacks = self._states.get()
+        arrays |= self._metrics or {}
+        arrays |= random_states.random_states()
+        arrays |= {_CALLBACKS + name: array for name, array in of_callbacks.items()}
         progress = {
             **self._place.get_state(),
             "first_step": self._first_step,
             "stopped": bool(self.model.stop_training),
+            "skipped": self._skipped,
+            "identity": self._identity,
+            "callbacks": callbacks,
             "variables": listed,
         }
-        arrays |= random_states.random_states()
         try:
-            self._checkpoints.save(progress, arrays)
+            self._good = self._checkpoints.save(progress, arrays)
         except OSError as error:
             if self.on_error == "stop":
                 raise
-            warnings.warn(f"{error} Training goes on.", stacklevel=2)
-            return
-        self._saved_at = self._place.steps
+            warnings.warn(f"{error} Training goes on without this checkpoint.", stacklevel=2)
+            return False
+        self._saved_at, self._skips = self._place.steps, 0
+        return True
+
+    def _leave(self, can_save):
+        """Saves the run, and lets the signal that came act."""
+        name, place = self._signals.name, self._place
+        if can_save:
+            try:
+                if self._save():
+                    show(f"{name}: saved after {place.steps} steps in {self.folder}")
+            except (OSError, FloatingPointError) as error:
+                show(f"{name}: {error}")
+        else:
+            show(
+                f"{name}: an epoch can't be resumed in its middle with data of type "
+                f"{type(place.data).__name__}. The last {place.steps - self._saved_at} steps will "
+                "be made again."
+            )
+        self._signals.deliver()
+        self._signals.install()  # the signal's own handler ended nothing
+
+    def _meet_nan(self, what):
+        """Ends training, or goes back to the last checkpoint and on with the data after this."""
+        model, place = self.model, self._place
+        variables.bring_back(model)
+        checkpoint = self._checkpoints.newest() if self._good else None
+        epoch = place.epoch + bool(place.executions)
+        where = f"{what} after {place.steps} steps, in epoch {epoch}."
+        if self.on_nan == "stop" or checkpoint is None or self._skips == self.max_skips:
+            good = f"The last good checkpoint is {self._good}." if self._good else ""
+            tried = f" {self._skips} skips since then did not help." if self._skips else ""
+            hint = 'Try a lower learning rate, clip_norm, or on_nan="skip".'
+            raise FloatingPointError(f"{where} {good}{tried} {hint}")
+        self._skips += 1
+        self._skipped.append({"epoch": place.epoch, "steps": place.steps})
+        done = variables.batches_of_update(model.optimizer)
+        self._set_variables(checkpoint)
+        variables.keep_place_in_update(model.optimizer, done)
+        saved = checkpoint.progress
+        if saved["epoch"] == place.epoch and saved.get("steps_in_epoch"):
+            self._set_metrics(checkpoint)
+        else:
+            model.reset_metrics()
+        show(f"{where} Back to the weights of {checkpoint.path}, and on with the next batch.")
+
+
+def _without_prefix(arrays):
+    """Returns the arrays of callbacks under the names that they have there."""
+    names = [name for name in arrays if name.startswith(_CALLBACKS)]
+    return {name.removeprefix(_CALLBACKS): arrays[name] for name in names}

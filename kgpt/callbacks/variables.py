@@ -20,12 +20,18 @@ def variables(model) -> dict[str, list]:
     }
 
 
-def to_arrays(model) -> tuple[dict, dict]:
-    """Returns `{"model/00000": array, ...}`, and the paths and dtypes, JSON-serializable."""
-    if hasattr(model, "jax_state_sync"):  # within an epoch they are not in the model on JAX
+def bring_back(model):
+    """Brings the variables back into the model, where they are not within an epoch on JAX."""
+    if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()
+
+
+def to_arrays(model, parts=("model", "optimizer", "metrics")) -> tuple[dict, dict]:
+    """Returns `{"model/00000": array, ...}`, and the paths and dtypes, JSON-serializable."""
+    bring_back(model)
     arrays, listed = {}, {}
-    for part, own in variables(model).items():
+    for part in parts:
+        own = variables(model)[part]
         listed[part] = [(v.path, keras.backend.standardize_dtype(v.dtype)) for v in own]
         for number, variable in enumerate(own):
             arrays[_key(part, number)] = _to_array(variable)
@@ -44,8 +50,7 @@ def set_variables(model, listed, arrays, parts):
     Raises:
         ValueError: if there are others, or of other shapes.
     """
-    if hasattr(model, "jax_state_sync"):  # from now on those in the model count
-        model.jax_state_sync()
+    bring_back(model)
     for part in parts:
         own = variables(model)[part]
         if len(own) != len(listed[part]):
@@ -59,6 +64,28 @@ def set_variables(model, listed, arrays, parts):
                     f"{path} has shape {array.shape} there, and {tuple(variable.shape)} here."
                 )
             variable.assign(_as_written(array, dtype))
+
+
+def keep_place_in_update(optimizer, batches_done: int):
+    """Lets the update that is accumulated have as many batches as before, without what they gave.
+
+    Args:
+        optimizer: one whose variables were set to those of a place earlier in the run.
+        batches_done: int. How many batches of an update had been accumulated before that.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    size = optimizer.gradient_accumulation_steps
+    if size:
+        iterations = int(optimizer._iterations)
+        optimizer._iterations.assign(iterations - iterations % size + batches_done)
+        for gradient in optimizer._accumulated_gradients:
+            gradient.assign(keras.ops.zeros_like(gradient))
+
+
+def batches_of_update(optimizer) -> int:
+    """Returns how many batches of an update have been accumulated."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return int(optimizer._iterations) % (optimizer.gradient_accumulation_steps or 1)
 
 
 def first_not_finite(listed, arrays) -> str | None:

@@ -71,8 +71,8 @@ def fit(
     callbacks = with_progress_bar(_prepare_fit(self, class_weight, callbacks), verbose)
     callbacks = _in_order(callbacks)
     settings = {"batch_size": batch_size, "epochs": epochs, "shuffle": shuffle, **kwargs}
-    settings.update(class_weight=class_weight, y=y, sample_weight=sample_weight)
-    running = RunningFit(x, callbacks, settings)
+    settings["class_weight"] = class_weight
+    running = RunningFit((x, y, sample_weight), callbacks, settings)
     training, validation = _source(self, x, y, sample_weight, shuffle), None
     options = dict(validation_steps=validation_steps, validation_batch_size=validation_batch_size)
     if validation_data is not None:
@@ -91,14 +91,14 @@ class RunningFit:
     """A fit that runs, for callbacks: `model.running_fit`; None at other times.
 
     Attributes:
-        data: what is trained on, as it came in or as batches of `kgpt.data`.
+        data: `(x, y, sample_weight)`, as they came in or as batches of `kgpt.data`.
         callbacks: list of the callbacks.
         settings: dict of the other arguments of the fit.
         epoch_iterator: what Keras takes the steps of an epoch from.
         began_at_step: the optimizer's iterations when a run began that is resumed, or None.
     """
 
-    def __init__(self, data, callbacks: list, settings: dict):
+    def __init__(self, data: tuple, callbacks: list, settings: dict):
         self.data, self.callbacks, self.settings = data, callbacks, settings
         self.epoch_iterator = self.began_at_step = None
 

@@ -88,9 +88,9 @@ def test_saving_by_epochs_works_with_arrays(tmp_path):
 
     resumed = run(kgpt.callbacks.ResumableCheckpoint(tmp_path))
 
-    assert resumed.epoch == [1, 2]
+    assert resumed.epoch == [0, 1, 2]
     assert resumed.model.fit(x, x, epochs=2, verbose=0).epoch == [0, 1]
-    np.testing.assert_allclose(resumed.history["loss"], expected.history["loss"][1:], rtol=1e-5)
+    np.testing.assert_allclose(resumed.history["loss"], expected.history["loss"], rtol=1e-5)
 
 
 def fit_with_keras_dropout(folder=None, killed_after=None, seed=0):
@@ -123,7 +123,8 @@ def test_a_finished_run_stays_as_it_is(token_file, tmp_path):
 
     second, history = fit(token_file, kgpt.callbacks.ResumableCheckpoint(tmp_path / "run"))
 
-    assert history.epoch == []
+    assert history.epoch == [0, 1, 2]
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 2
     for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -134,12 +135,59 @@ def test_the_checkpoint_of_another_model_is_refused(token_file, tmp_path):
     other = kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 2, 2, 8, max_sequence_length=LENGTH))
     other.compile("adam")
 
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match=r"another run:\n.*num_layers: 1 .*, 2 now"):
         other.fit(
             kgpt.data.windows(token_file, LENGTH, BATCH, seed=0),
             callbacks=[kgpt.callbacks.ResumableCheckpoint(folder)],
             verbose=0,
         )
+
+
+def test_a_run_may_begin_afresh_in_the_folder_of_another(token_file, tmp_path, capsys):
+    folder = tmp_path / "run"
+    fit(token_file, kgpt.callbacks.ResumableCheckpoint(folder), epochs=1)
+    expected, _ = fit(token_file, optimizer=keras.optimizers.SGD(0.1), epochs=1)
+
+    checkpoint = kgpt.callbacks.ResumableCheckpoint(folder, on_mismatch="restart")
+    found, _ = fit(token_file, checkpoint, optimizer=keras.optimizers.SGD(0.1), epochs=1)
+
+    for a, b in zip(found.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "another run:\n  optimizer" in capsys.readouterr().out
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-00000002"]
+
+
+def test_a_run_that_was_stopped_stays_stopped(token_file, tmp_path):
+    def run():
+        stop = keras.callbacks.EarlyStopping("loss", min_delta=100, patience=1)
+        return fit(token_file, stop, kgpt.callbacks.ResumableCheckpoint(tmp_path / "run"))
+
+    first, history = run()
+    second, again = run()
+
+    assert history.epoch == again.epoch == [0, 1]
+    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_more_epochs_than_before_go_on(token_file, tmp_path):
+    expected, whole = fit(token_file, epochs=2)
+    fit(token_file, kgpt.callbacks.ResumableCheckpoint(tmp_path / "run"), epochs=1)
+
+    resumed, history = fit(
+        token_file, kgpt.callbacks.ResumableCheckpoint(tmp_path / "run"), epochs=2
+    )
+
+    assert history.history == whole.history
+    for a, b in zip(resumed.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_two_callbacks_that_keep_the_run_are_refused(token_file, tmp_path):
+    both = [kgpt.callbacks.ResumableCheckpoint(tmp_path / name) for name in "ab"]
+
+    with pytest.raises(ValueError, match="2 callbacks ResumableCheckpoint"):
+        fit(token_file, *both)
 
 
 def test_saving_between_epochs_needs_data_that_can_continue(tmp_path):
