@@ -76,16 +76,22 @@ class CallbackStates:
             if _has_protocol(callback):
                 states[key] = {"state": _state_of(callback, arrays, key)}
                 continue
-            beginning = self._at_beginning[key]
-            changed = {}
-            for name, (value, own_arrays) in _plain_attributes(callback, key).items():
-                if beginning.get(name) != _digest(value, own_arrays):
-                    changed[name] = value
-                    arrays |= own_arrays
-            states[key] = {"attributes": changed}
+            changed = self._changed(key, callback)
+            for _, of_one in changed.values():
+                arrays |= of_one
+            states[key] = {"attributes": {name: value for name, (value, _) in changed.items()}}
             if isinstance(callback, keras.callbacks.CSVLogger):
                 states[key]["file_size"] = _file_size(callback)
         return states, arrays
+
+    def _changed(self, key, callback):
+        """Returns the plain attributes that differ from what they were at the beginning."""
+        beginning = self._at_beginning[key]
+        return {
+            name: one
+            for name, one in _plain_attributes(callback, key).items()
+            if beginning.get(name) != _digest(*one)
+        }
 
     def set(self, states: dict, arrays: dict):
         """Sets the states that `get` returned; callbacks that it does not know stay as they are."""

@@ -26,11 +26,21 @@ def described(thing):
         return getattr(thing, "__qualname__", None) or type(thing).__qualname__
     try:
         config = thing.get_config()
-    except Exception:  # a class of the user's may not have one
-        config = {}
+    except Exception:  # a class of the user's may have none
+        config = _attributes(thing)
     if isinstance(thing, keras.DTypePolicy) and "name" in config:
         return config["name"]
     return {"type": type(thing).__name__, **_of_dict(config)}
+
+
+def _attributes(thing):
+    """Returns the public numbers and texts of an object without a config."""
+    return {
+        name: value
+        for name, value in vars(thing).items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+        if name not in ("built", "stop_training")
+    }
 
 
 def _of_dict(config):

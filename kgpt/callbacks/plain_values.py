@@ -5,6 +5,7 @@ import collections
 import numpy as np
 
 _COLLECTIONS = {"tuple": tuple, "set": set, "frozenset": frozenset, "deque": collections.deque}
+_MANY = 100  # floats that are kept as an array
 
 
 class NotPlainError(TypeError):
@@ -17,7 +18,7 @@ def encoded(value, arrays: dict, name: str):
     Args:
         value: None, bool, int, float, str, numpy array or number, or list, tuple, set, deque or
             dict of these.
-        arrays: dict that the arrays are added to.
+        arrays: dict that the arrays are added to, all of dtypes that a file of numpy can hold.
         name: str that the arrays' names begin with.
 
     Raises:
@@ -25,28 +26,22 @@ def encoded(value, arrays: dict, name: str):
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, np.ndarray | np.generic):
-        return _encoded_array(np.asarray(value), arrays, name, isinstance(value, np.generic))
+    if isinstance(value, np.generic) and type(value.item()) in (bool, int, float, str):
+        return {"number": [value.item(), _name(value.dtype)]}
+    if isinstance(value, np.ndarray):
+        array, dtype = _storable(value)
+        return {"array": [_add(array, arrays, name), dtype]}
     if isinstance(value, dict):
-        items = [[encoded(part, arrays, name) for part in item] for item in value.items()]
-        return {"dict": items}
+        return {"dict": [[encoded(one, arrays, name) for one in item] for item in value.items()]}
     if isinstance(value, list):
+        if len(value) >= _MANY and all(type(item) is float for item in value):
+            return {"floats": _add(np.array(value), arrays, name)}
         return [encoded(item, arrays, name) for item in value]
     for kind, of_kind in _COLLECTIONS.items():
         if isinstance(value, of_kind) and not hasattr(value, "_fields"):
             items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
             return {kind: [encoded(item, arrays, name) for item in items]}
     raise NotPlainError(f"a {type(value).__name__}")
-
-
-def _encoded_array(array, arrays, name, is_number):
-    if array.dtype.hasobject:
-        raise NotPlainError("an array of objects")
-    key = f"{name}/{len(arrays)}"
-    # The file format of numpy has no bfloat16 and its like: they are kept as their bytes.
-    is_known = array.dtype.isbuiltin == 1 or array.dtype.kind in "US"
-    arrays[key] = array if is_known else array.view(f"u{array.dtype.itemsize}")
-    return {"number" if is_number else "array": [key, array.dtype.name if not is_known else None]}
 
 
 def decoded(value, arrays: dict):
@@ -56,10 +51,34 @@ def decoded(value, arrays: dict):
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
-    if kind in ("array", "number"):
+    if kind == "number":
+        number, dtype = content
+        return np.array(number, dtype)[()]
+    if kind == "array":
         key, dtype = content
-        array = np.array(arrays[key])
-        array = array if dtype is None else array.view(dtype)
-        return array if kind == "array" else array[()]
+        return np.array(arrays[key]).view(dtype)
+    if kind == "floats":
+        return arrays[content].tolist()
     content = [decoded(item, arrays) for item in content]
     return dict(content) if kind == "dict" else _COLLECTIONS[kind](content)
+
+
+def _add(array, arrays, name):
+    key = f"{name}/{len(arrays)}"
+    arrays[key] = array
+    return key
+
+
+def _storable(array):
+    """Returns an array as a file of numpy can hold it, and the name of its own dtype."""
+    dtype = array.dtype
+    if dtype.hasobject or dtype.names:
+        raise NotPlainError(f"an array of {dtype}")
+    if _name(dtype) != dtype.str:  # bfloat16 and its like
+        array = array.view(f"u{dtype.itemsize}")
+    return array, _name(dtype)
+
+
+def _name(dtype):
+    """Returns the name by which numpy finds a dtype again."""
+    return dtype.str if np.dtype(dtype.str) == dtype else dtype.name

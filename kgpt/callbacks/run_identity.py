@@ -8,6 +8,7 @@ import keras
 
 from kgpt.callbacks.data_identity import data_identity
 from kgpt.callbacks.descriptions import described, layers_of, numbered_names, wiring
+from kgpt.data.text_sources import TextDataset
 from kgpt.models.freezing import body_of
 from kgpt.models.quantization import quantization_config
 from kgpt.models.task import Task
@@ -35,7 +36,7 @@ def identity(model, data, settings: dict) -> dict:
         **_model(model),
         "optimizer": optimizer,
         "loss": _loss(model),
-        "data": data_identity(data),
+        "data": {**data_identity(data), **_reading(model, data)},
         "fit": {
             "batch_size": settings.get("batch_size") or 32,
             "steps_per_epoch": settings.get("steps_per_epoch"),
@@ -200,10 +201,11 @@ def _frozen(model) -> list[str]:
 def _optimizer(model):
     """Returns what an optimizer is, without its learning rate if that is a number, and the rate."""
     optimizer = described(model.optimizer)
-    holder = optimizer
+    holder, inner = optimizer, model.optimizer
     while isinstance(holder.get("inner_optimizer"), dict):
-        holder = holder["inner_optimizer"]
-    rate = holder.get("learning_rate")
+        holder, inner = holder["inner_optimizer"], inner.inner_optimizer
+    # An optimizer has no config where the schedule is of a class without one.
+    rate = holder.setdefault("learning_rate", described(getattr(inner, "_learning_rate", None)))
     if getattr(model, "_optimizer_is_default", False):
         holder["learning_rate"], rate = _DEFAULT_SCHEDULE, None
     elif isinstance(rate, float | int):
@@ -214,12 +216,19 @@ def _optimizer(model):
 
 
 def _loss(model):
-    config = model._compile_config.config
     if isinstance(model, Task) and model._uses_own_loss:
         return "the model's own"
+    config = model._compile_config.config
     loss = described(config.get("loss"))
     weights = described(config.get("loss_weights"))
     return loss if weights is None else {"loss": loss, "loss_weights": weights}
+
+
+def _reading(model, data):
+    """Returns how texts are read that are encoded while the model is trained."""
+    if not isinstance(data, TextDataset):
+        return {}
+    return {"sequence_length": model.sequence_length, "truncate": model.truncate}
 
 
 def _class_weight(model, given):
