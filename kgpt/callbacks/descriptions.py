@@ -18,8 +18,10 @@ def described(thing):
         return thing
     if isinstance(thing, np.ndarray | np.generic):
         return thing.tolist()
-    if isinstance(thing, list | tuple | set):
+    if isinstance(thing, list | tuple):
         return [described(item) for item in thing]
+    if isinstance(thing, set | frozenset):
+        return sorted(map(described, thing), key=repr)
     if isinstance(thing, dict):
         return _of_dict(thing)
     if isinstance(thing, type) or not hasattr(thing, "get_config"):

@@ -153,7 +153,7 @@ def _dtype(body):
 def _tokenizer(tokenizer):
     if tokenizer is None:
         return None
-    content = hashlib.sha256(json.dumps(tokenizer.get_config()).encode()).hexdigest()
+    content = hashlib.sha256(json.dumps(described(tokenizer)).encode()).hexdigest()
     return f"{tokenizer.vocabulary_size} tokens, sha256 {content[:16]}"
 
 

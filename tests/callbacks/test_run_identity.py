@@ -1,5 +1,6 @@
 """Which changes make another run, each with its line, and which do not. Nothing is trained."""
 
+import functools
 import json
 
 import keras
@@ -27,6 +28,17 @@ def language_model(**options):
     return kgpt.CausalLM(body(**options))
 
 
+@functools.cache
+def one_lm():
+    """A language model that is compiled anew, and changed in no other way."""
+    return language_model()
+
+
+@functools.cache
+def one_classifier():
+    return classifier()
+
+
 def identity_of(model, data=None, optimizer="default", loss=None, settings=(), **compiled):
     model.compile(optimizer, loss, **compiled)
     return identity(model, data, dict(settings))
@@ -51,13 +63,13 @@ def test_the_same_run_is_the_same_in_whatever_order_models_are_made():
 
 
 def test_an_identity_is_the_same_when_it_comes_out_of_a_file():
-    now = identity_of(language_model(), np.zeros((2, 3)), settings={"class_weight": {0: 1, 1: 2}})
+    now = identity_of(one_lm(), np.zeros((2, 3)), settings={"class_weight": {0: 1, 1: 2}})
 
     assert json.loads(json.dumps(now)) == now
 
 
 def test_a_checkpoint_without_an_identity_is_of_any_run():
-    now = identity_of(language_model())
+    now = identity_of(one_lm())
 
     assert differences(None, now) == notes(None, now) == []
     assert new_learning_rate(None, now) is None
@@ -79,7 +91,7 @@ def test_a_checkpoint_without_an_identity_is_of_any_run():
 def test_each_option_of_a_body_makes_another_run(option, value):
     now = identity_of(language_model(**{option: value}))
 
-    assert_differs(identity_of(language_model()), now, f"backbone.{option}")
+    assert_differs(identity_of(one_lm()), now, f"backbone.{option}")
 
 
 def test_every_option_of_a_body_is_known():
@@ -87,7 +99,7 @@ def test_every_option_of_a_body_is_known():
     options -= {"name", "trainable", "quantization", "num_frozen_blocks"}
     options = {name for name in options if not name.startswith("lora_")}
 
-    assert options <= set(identity_of(language_model())["run"]["backbone"])
+    assert options <= set(identity_of(one_lm())["run"]["backbone"])
 
 
 def classifier(**options):
@@ -127,6 +139,15 @@ def test_each_kind_of_head_is_another_run():
     for i, one in enumerate(identities):
         for j, other in enumerate(identities):
             assert_differs(one, other, *["model"] * (i != j))
+
+
+@pytest.mark.parametrize("kind", [kgpt.TextRegressor, kgpt.MultipleChoice, kgpt.TextClassifier])
+def test_every_option_of_a_head_is_known(kind):
+    model = kind(body(), **({"num_classes": 2} if kind is kgpt.TextClassifier else {}))
+    elsewhere = {"name", "trainable", "quantization", "backbone", "tokenizer"}
+    options = set(model.get_config()) - elsewhere - {"sequence_length", "truncate"}
+
+    assert options <= set(identity_of(model)["run"]["model"])
 
 
 def test_the_layers_of_a_head_of_ones_own_are_known():
@@ -190,14 +211,11 @@ def test_how_lora_is_enabled_makes_another_run(options):
 @pytest.mark.filterwarnings("ignore:.*does not have a `quantize` method")
 def test_quantized_weights_make_another_run():
     saved, now = language_model(), language_model()
+    now.quantize("int8")
     for model in (saved, now):
         model.enable_lora(2)
-    saved = identity_of(saved)
-    now = language_model()
-    now.quantize("int8")
-    now.enable_lora(2)
 
-    (line,) = differences(saved, identity_of(now))
+    (line,) = differences(identity_of(saved), identity_of(now))
 
     assert line == "quantization: None in the checkpoint, int8 now"
 
@@ -220,25 +238,26 @@ def adam(**options):
 )
 def test_each_hyperparameter_of_an_optimizer_makes_another_run(option, value):
     given = {"use_ema": True} if option.startswith("ema") else {}
-    saved = identity_of(language_model(), optimizer=adam(**given))
+    saved = identity_of(one_lm(), optimizer=adam(**given))
 
-    now = identity_of(language_model(), optimizer=adam(**{**given, option: value}))
+    now = identity_of(one_lm(), optimizer=adam(**{**given, option: value}))
 
     assert_differs(saved, now, f"optimizer.{option}")
 
 
 def test_another_optimizer_makes_another_run():
-    saved = identity_of(language_model(), optimizer=adam())
+    saved = identity_of(one_lm(), optimizer=adam())
 
-    now = identity_of(language_model(), optimizer=keras.optimizers.SGD())
+    now = identity_of(one_lm(), optimizer=keras.optimizers.SGD())
 
     assert differences(saved, now) == ["optimizer: AdamW in the checkpoint, SGD now"]
 
 
 def test_an_optimizer_that_scales_the_loss_is_compared_inside():
+    model = language_model(dtype="mixed_float16")
     saved, now = (
         identity_of(
-            language_model(dtype="mixed_float16"),
+            model,
             optimizer=keras.optimizers.LossScaleOptimizer(adam(weight_decay=decay)),
         )
         for decay in (0.0, 0.5)
@@ -257,11 +276,9 @@ def test_an_optimizer_that_scales_the_loss_is_compared_inside():
     ],
 )
 def test_another_schedule_makes_another_run(rate, name):
-    saved = identity_of(
-        language_model(), optimizer=adam(learning_rate=kgpt.recipes.WarmupLinear(1.0, 100))
-    )
+    saved = identity_of(one_lm(), optimizer=adam(learning_rate=kgpt.recipes.WarmupLinear(1.0, 100)))
 
-    now = identity_of(language_model(), optimizer=adam(learning_rate=rate))
+    now = identity_of(one_lm(), optimizer=adam(learning_rate=rate))
 
     assert_differs(saved, now, name)
 
@@ -278,12 +295,11 @@ class Steps(keras.optimizers.schedules.LearningRateSchedule):
 
 def test_a_schedule_without_a_config_is_known_by_its_numbers():
     saved, now = (
-        identity_of(language_model(), optimizer=adam(learning_rate=Steps(0.5, every)))
-        for every in (10, 20)
+        identity_of(one_lm(), optimizer=adam(learning_rate=Steps(0.5, every))) for every in (10, 20)
     )
 
     assert_differs(saved, now, "optimizer.learning_rate.every")
-    other = identity_of(language_model(), optimizer=adam(learning_rate=Steps(0.5, 10), beta_1=0.5))
+    other = identity_of(one_lm(), optimizer=adam(learning_rate=Steps(0.5, 10), beta_1=0.5))
     assert_differs(saved, other, "optimizer.beta_1")
 
 
@@ -301,15 +317,15 @@ def test_the_default_optimizer_is_the_same_before_and_after_a_fit_has_begun():
     "loss", ["mse", keras.losses.SparseCategoricalCrossentropy(from_logits=True), lambda a, b: 0.0]
 )
 def test_another_loss_makes_another_run(loss):
-    saved = identity_of(language_model())
+    saved = identity_of(one_lm())
 
-    assert_differs(saved, identity_of(language_model(), loss=loss), "loss")
+    assert_differs(saved, identity_of(one_lm(), loss=loss), "loss")
 
 
 def test_the_settings_of_a_loss_make_another_run():
     saved, now = (
         identity_of(
-            classifier(),
+            one_classifier(),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored),
         )
         for ignored in (None, 1)
@@ -326,17 +342,17 @@ def test_the_settings_of_a_loss_make_another_run():
     ],
 )
 def test_each_setting_of_a_fit_makes_another_run(setting, value):
-    now = identity_of(classifier(), settings={setting: value})
+    now = identity_of(one_classifier(), settings={setting: value})
     given = {"batch_size": 32, "shuffle": True} if setting == "shuffle" else {}
-    saved = identity_of(classifier(), settings=given)
+    saved = identity_of(one_classifier(), settings=given)
 
     assert_differs(saved, now, f"fit.{setting}")
 
 
 def test_steps_per_execution_make_another_run():
-    saved = identity_of(language_model())
+    saved = identity_of(one_lm())
 
-    now = identity_of(language_model(), steps_per_execution=4)
+    now = identity_of(one_lm(), steps_per_execution=4)
 
     assert_differs(saved, now, "fit.steps_per_execution")
 
@@ -358,7 +374,7 @@ def token_files(tmp_path_factory):
 
 def windows(path, **options):
     given = {"sequence_length": 8, "batch_size": 4, "seed": 0, **options}
-    return identity_of(language_model(), kgpt.data.windows(path, **given))
+    return identity_of(one_lm(), kgpt.data.windows(path, **given))
 
 
 def test_another_token_file_of_the_same_length_makes_another_run(token_files):
@@ -396,7 +412,7 @@ def test_a_large_token_file_is_looked_at_in_blocks_from_its_beginning_to_its_end
 
 def labelled(tokenizer, texts=TEXTS, labels=LABELS, **options):
     data = kgpt.data.classification(texts, labels, tokenizer, **{"batch_size": 2, **options})
-    return identity_of(kgpt.TextClassifier(body(tokenizer.vocabulary_size), 2), data)
+    return identity_of(one_classifier(), data)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +446,7 @@ def test_completions_are_told_apart(tokenizer, change, name):
     def made(**options):
         given = {"prompts": ["a", "b"], "completions": [" dab", " abc"], **options}
         data = kgpt.data.completions(tokenizer=tokenizer, **given)
-        return identity_of(language_model(vocabulary_size=tokenizer.vocabulary_size), data)
+        return identity_of(one_lm(), data)
 
     assert_differs(made(), made(**change), name)
 
@@ -438,7 +454,7 @@ def test_completions_are_told_apart(tokenizer, change, name):
 @pytest.mark.parametrize("part", ["x", "y", "sample_weight"])
 def test_arrays_are_told_apart(part):
     data = {"x": np.zeros((3, 4)), "y": np.zeros(3), "sample_weight": np.ones(3)}
-    model = language_model()
+    model = one_lm()
     saved = identity_of(model, tuple(data.values()))
     changed = {**data, part: data[part] + 1}
 
@@ -447,7 +463,7 @@ def test_arrays_are_told_apart(part):
 
 
 def test_arrays_in_a_dict_of_any_library_are_told_apart():
-    model = language_model()
+    model = one_lm()
     zeros, ones = np.zeros((3, 4), "int32"), np.ones((3, 4), "int32")
     saved = identity_of(model, {"token_ids": zeros, "padding_mask": ones})
 
@@ -486,7 +502,7 @@ class Batches(keras.utils.PyDataset):
 
 
 def test_of_other_sources_the_type_and_the_length_are_known():
-    model = language_model()
+    model = one_lm()
     saved = identity_of(model, Batches(3))
 
     assert differences(saved, identity(model, Batches(3), {})) == []
@@ -508,7 +524,7 @@ def test_of_other_sources_the_type_and_the_length_are_known():
     ],
 )
 def test_how_the_step_is_compiled_and_what_is_measured_may_change(compiled):
-    saved, now = identity_of(language_model()), identity_of(language_model(), **compiled)
+    saved, now = identity_of(one_lm()), identity_of(one_lm(), **compiled)
 
     assert differences(saved, now) == notes(saved, now) == []
 
@@ -518,7 +534,7 @@ def test_how_the_step_is_compiled_and_what_is_measured_may_change(compiled):
     [{"validation_data": 1, "validation_batch_size": 3}, {"verbose": 1}, {"validation_freq": 2}],
 )
 def test_what_is_not_known_to_matter_may_change(settings):
-    saved, now = identity_of(language_model()), identity_of(language_model(), settings=settings)
+    saved, now = identity_of(one_lm()), identity_of(one_lm(), settings=settings)
 
     assert differences(saved, now) == notes(saved, now) == []
 
@@ -536,8 +552,7 @@ def test_what_is_not_known_to_matter_may_change(settings):
 )
 def test_more_epochs_are_noted(optimizer, line):
     saved, now = (
-        identity_of(language_model(), optimizer=optimizer, settings={"epochs": epochs})
-        for epochs in (3, 5)
+        identity_of(one_lm(), optimizer=optimizer, settings={"epochs": epochs}) for epochs in (3, 5)
     )
 
     assert differences(saved, now) == []
@@ -546,8 +561,7 @@ def test_more_epochs_are_noted(optimizer, line):
 
 def test_a_learning_rate_that_is_a_number_may_be_another_and_counts():
     saved, same, now = (
-        identity_of(language_model(), optimizer=adam(learning_rate=rate))
-        for rate in (0.125, 0.125, 0.5)
+        identity_of(one_lm(), optimizer=adam(learning_rate=rate)) for rate in (0.125, 0.125, 0.5)
     )
 
     assert differences(saved, now) == []
@@ -558,7 +572,7 @@ def test_a_learning_rate_that_is_a_number_may_be_another_and_counts():
 
 
 def test_another_version_may_have_options_that_this_one_lacks():
-    saved = identity_of(language_model())
+    saved = identity_of(one_lm())
     now = json.loads(json.dumps(saved))
     now["run"]["backbone"]["sliding_window"] = 128
 
