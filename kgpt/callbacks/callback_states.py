@@ -168,15 +168,14 @@ def _content(arrays) -> str:
 
 
 def _set_attribute(callback, name, value):
-    # In its place, where there is one: others may hold the same list.
     current = getattr(callback, name, None)
-    if isinstance(current, list) and isinstance(value, list):
-        current[:] = value
-    elif isinstance(current, dict) and isinstance(value, dict):
-        current.clear()
-        current.update(value)
-    else:
+    if not isinstance(current, type(value)) or not hasattr(current, "clear"):
         setattr(callback, name, value)
+        return
+    # In its place: others may hold the same list, a deque has its length, a dict its default.
+    current.clear()
+    put = current.extend if hasattr(current, "extend") else current.update
+    put(value)
 
 
 def _file_size(logger):

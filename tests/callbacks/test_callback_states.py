@@ -307,6 +307,26 @@ def test_what_a_callback_has_learned_is_kept_and_what_it_was_given_is_not():
 
 
 @pytest.mark.parametrize(
+    ("value", "at_first"),
+    [
+        (collections.deque([1, 2, 3]), collections.deque(maxlen=2)),
+        ({"a": 1}, collections.defaultdict(int)),
+        ({1, 2}, {3}),
+    ],
+)
+def test_a_collection_keeps_its_own_kind(value, at_first):
+    states = begun([first := Own()])
+    first.value = value
+    new = Own()
+    new.value = at_first
+
+    resume([new], states)
+
+    assert new.value is at_first
+    assert list(new.value) == list(value)[-2:]
+
+
+@pytest.mark.parametrize(
     "value",
     [
         *(None, True, -3, 10**30, 0.1, float("inf"), "text \udcff"),
