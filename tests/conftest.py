@@ -1,16 +1,15 @@
 import gc
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xla_flags import XLA_FLAGS
 
-# Most of a test's time is compilation. Models are tiny here: compiled code need not be good, and
-# what was compiled once is kept for all tests of the run. Before the backends are imported.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-)
+# Most of a test's time is compilation: what was compiled once is kept for all tests of the run.
+# Before the backends are imported.
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for each other longer
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
@@ -53,27 +52,72 @@ def compiled_functions_end_with_their_file():
 
 
 # What does not depend on a compiled step: TensorFlow spends most of the time on making graphs.
+# The mark `compiled` names the tests in these files that do.
 EAGER_ON_TENSORFLOW = (
-    *("convert/test_presets", "convert/test_trained_heads", "data/"),
-    *("models/test_arguments_of_fit", "models/test_classifier", "models/test_compile_arguments"),
-    *("models/test_freezing", "models/test_keras_", "models/test_lora"),
-    *("models/test_multi", "models/test_regressor", "models/test_resize", "models/test_scoring"),
-    *("models/test_text_straight_in", "models/test_weights_and_targets"),
+    *("convert/test_presets", "convert/test_trained_heads", "data/", "generation/test_options"),
+    *("generation/test_samplers", "generation/test_spelling"),
+    *("models/test_arguments_of_fit", "models/test_causal_lm", "models/test_classifier"),
+    *("models/test_compile_arguments", "models/test_freezing", "models/test_head"),
+    *("models/test_keras_", "models/test_lora", "models/test_multi", "models/test_regressor"),
+    *("models/test_resize", "models/test_scoring", "models/test_text_straight_in"),
+    *("models/test_weights_and_targets", "test_docstring_examples", "test_old_files"),
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def functions_of_tensorflow(request):
-    """Runs TensorFlow's functions as Python in the files that are named above."""
-    is_eager = is_among(request.path, EAGER_ON_TENSORFLOW)
-    if keras.backend.backend() != "tensorflow" or not is_eager:
+def pytest_configure(config):
+    config.addinivalue_line("markers", "compiled: not run eagerly on TensorFlow, as its file is")
+
+
+@contextmanager
+def eager_functions(is_eager):
+    """Runs TensorFlow's functions as Python, or not, on that backend."""
+    if keras.backend.backend() != "tensorflow":
         yield
         return
     import tensorflow as tf
 
-    tf.config.run_functions_eagerly(True)
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(is_eager)
     yield
-    tf.config.run_functions_eagerly(False)
+    tf.config.run_functions_eagerly(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def functions_of_a_file(request):
+    """Runs TensorFlow's functions as Python in the files that are named above."""
+    with eager_functions(is_among(request.path, EAGER_ON_TENSORFLOW)):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def functions_of_a_test(request):
+    """Compiles them in a test of these files that is marked so."""
+    if request.node.get_closest_marker("compiled") is None:
+        yield
+        return
+    with eager_functions(False):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimizers_of_tensorflow(request):
+    """Builds optimizers before a step is traced: Keras traces a step that builds one twice."""
+    is_asked = is_among(request.path, ("test_recipes",))  # how optimizers are built in a step
+    if keras.backend.backend() != "tensorflow" or is_asked:
+        yield
+        return
+    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+    make = TensorFlowTrainer.make_train_function
+
+    def build_and_make(model, force=False):
+        if model.built and model.optimizer is not None and not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        return make(model, force)
+
+    TensorFlowTrainer.make_train_function = build_and_make
+    yield
+    TensorFlowTrainer.make_train_function = make
 
 
 def is_among(path, names):

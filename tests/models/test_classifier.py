@@ -9,7 +9,6 @@ import kgpt
 
 TOKENIZER = kgpt.Tokenizer.train(["abcdefghijklmnopqrstuvwxyz "], style="characters")
 NAMES = ["dull", "fine", "odd"]
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 def make_classifier(num_classes=3, hidden_dim=12, **arguments):
@@ -26,6 +25,7 @@ def arrays(count=9):
     return rng.integers(1, TOKENIZER.vocabulary_size, (count, 5)), np.arange(count) % 3
 
 
+@pytest.mark.compiled
 def test_it_learns_names_from_texts_and_keeps_them_in_its_file(tmp_path):
     texts = ["dab", "fgh", "oxy", "da", "fz", "o"] * 3
     names = ["dull", "fine", "odd"] * 6
@@ -90,7 +90,7 @@ def test_the_head_starts_as_the_papers():
 def test_labels_of_one_class_only_are_warned_of():
     x, y = arrays()
     model = make_classifier()
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     with pytest.warns(UserWarning, match="All labels are the same class, 2"):
         model.fit(x, np.full_like(y, 2), verbose=0)
@@ -133,7 +133,7 @@ def test_labels_in_task_data_that_are_no_class_are_refused():
 def test_labels_as_a_column_of_floats_are_classes_too():
     x, y = arrays()
     model = randomize(make_classifier())
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     column = model.evaluate(x, y[:, None].astype("float32"), verbose=0)
 
@@ -142,7 +142,7 @@ def test_labels_as_a_column_of_floats_are_classes_too():
 
 def test_training_without_labels_is_refused():
     model = make_classifier()
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     with pytest.raises(ValueError, match="needs labels"):
         model.fit(kgpt.data.classification(["a", "b"], None, TOKENIZER, 16), verbose=0)

@@ -4,6 +4,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from killed_runs import killed_and_resumed
 from oracles import numpy_cross_entropy, randomize, to_numpy
 
 import kgpt
@@ -11,8 +12,6 @@ import kgpt
 TOKENIZER = kgpt.Tokenizer.train(["abcdefghijklmnopqrstuvwxyz "], style="characters")
 VOCABULARY = TOKENIZER.vocabulary_size
 EXAMPLES, SEQUENCES, LENGTH = 11, 3, 7
-# TensorFlow spends most of a small test on making graphs: some tests are enough for them.
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 @keras.saving.register_keras_serializable()
@@ -243,7 +242,7 @@ def test_the_order_of_a_pair_does_not_matter_where_both_are_read():
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_evaluate_reports_exact_means_for_any_batch_size(model, data, batch_size):
     x, y = data
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     figures = model.evaluate(x, y, batch_size, verbose=0, return_dict=True)
 
@@ -253,7 +252,7 @@ def test_evaluate_reports_exact_means_for_any_batch_size(model, data, batch_size
 def test_evaluate_counts_examples_by_their_weights(model, data):
     x, y = data
     weights = np.linspace(0, 2, EXAMPLES).astype("float32")
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     figures = model.evaluate(x, y, 4, sample_weight=weights, verbose=0, return_dict=True)
 
@@ -262,7 +261,7 @@ def test_evaluate_counts_examples_by_their_weights(model, data):
 
 def test_fit_reports_the_same_figures_as_evaluate(model, data):
     x, y = data
-    model.compile(keras.optimizers.SGD(0.0), **QUICK)
+    model.compile(keras.optimizers.SGD(0.0))
 
     history = model.fit(x, y, batch_size=4, validation_data=(x, y), verbose=0).history
 
@@ -274,7 +273,7 @@ def test_fit_reports_the_same_figures_as_evaluate(model, data):
 def test_without_a_weight_there_is_no_language_model_loss(name, data):
     x, y = data
     model = randomize(MAKERS[name](make_backbone(), lm_loss_weight=0))
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     figures = model.evaluate(x, y, 4, verbose=0, return_dict=True)
 
@@ -285,7 +284,7 @@ def test_without_a_weight_there_is_no_language_model_loss(name, data):
 def test_a_batch_of_task_data_evaluates_as_its_texts_do():
     texts, labels = texts_and_labels(23)
     model = randomize(binary())
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     data = kgpt.data.classification(texts, labels, TOKENIZER, sequence_length=16, batch_size=5)
     figures = model.evaluate(data, verbose=0, return_dict=True)
@@ -300,7 +299,7 @@ def test_a_batch_of_task_data_evaluates_as_its_texts_do():
 def test_class_weights_count_as_weights_of_examples():
     x, y = make_data("classifier")
     model = randomize(classifier(make_backbone()))
-    model.compile(keras.optimizers.SGD(0.0), **QUICK)
+    model.compile(keras.optimizers.SGD(0.0))
 
     history = model.fit(
         x, y, batch_size=4, class_weight={0: 0.5, 1: 2.0, 2: 3.0}, verbose=0
@@ -314,7 +313,7 @@ def test_metrics_given_to_compile_see_the_outputs():
     x, y = make_data("classifier")
     model = randomize(classifier(make_backbone()))
     metric = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top_2")
-    model.compile("sgd", metrics=[metric], **QUICK)
+    model.compile("sgd", metrics=[metric])
 
     figures = model.evaluate(x, y, 4, verbose=0, return_dict=True)
 
@@ -326,7 +325,7 @@ def test_metrics_given_to_compile_see_the_outputs():
 def test_a_plain_keras_loss_works_and_is_the_task_loss():
     x, y = make_data("classifier")
     model = randomize(classifier(make_backbone()))
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), **QUICK)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
     figures = model.evaluate(x, y, 11, verbose=0, return_dict=True)
 
@@ -334,14 +333,14 @@ def test_a_plain_keras_loss_works_and_is_the_task_loss():
     np.testing.assert_allclose(figures["loss"], numpy_figures(model, x, y)["task_loss"], rtol=1e-5)
 
 
+@pytest.mark.compiled
 def test_a_step_with_the_own_loss_is_the_step_with_keras_loss():
     x, y = make_data("classifier")
     own, plain = (randomize(classifier(make_backbone(), lm_loss_weight=0)) for _ in range(2))
-    own.compile(keras.optimizers.SGD(1.0), **QUICK)
+    own.compile(keras.optimizers.SGD(1.0))
     plain.compile(
         keras.optimizers.SGD(1.0),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        **QUICK,
     )
     before = own.get_weights()
 
@@ -376,7 +375,7 @@ def test_predict_gives_rows_in_the_order_of_the_texts(seed):
 def test_predict_and_evaluate_leave_the_place_in_the_data_alone():
     data = task_data()
     model = binary()
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
     state = {**data.get_state(), "next_batch": 2}
     data.set_state(state)
 
@@ -388,7 +387,7 @@ def test_predict_and_evaluate_leave_the_place_in_the_data_alone():
 
 def test_data_that_repeats_can_be_predicted_and_evaluated():
     model = randomize(binary())
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     once, again = (task_data(repeat=repeat) for repeat in (False, True))
 
@@ -401,7 +400,7 @@ def test_data_that_repeats_can_be_predicted_and_evaluated():
 
 def test_the_default_optimizers_schedule_spans_each_fit():
     model = binary()
-    model.compile(**QUICK)
+    model.compile()
     data = task_data(24, batch_size=4)
 
     for fit in range(2):
@@ -427,7 +426,7 @@ def test_in_a_fit_of_unknown_length_the_rate_stays_at_its_peak():
 
 def test_repeat_goes_with_steps_per_epoch():
     model = binary()
-    model.compile(keras.optimizers.Adam(1e-3), **QUICK)
+    model.compile(keras.optimizers.Adam(1e-3))
 
     model.fit(task_data(repeat=True), steps_per_epoch=5, epochs=3, verbose=0)
 
@@ -436,7 +435,7 @@ def test_repeat_goes_with_steps_per_epoch():
 
 def test_callbacks_of_keras_see_the_validation_figures():
     model = binary()
-    model.compile(keras.optimizers.SGD(0.0), **QUICK)
+    model.compile(keras.optimizers.SGD(0.0))
     stop = keras.callbacks.EarlyStopping("val_accuracy", mode="max", patience=1)
 
     history = model.fit(
@@ -448,32 +447,16 @@ def test_callbacks_of_keras_see_the_validation_figures():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path, lora):
-    class Killed(BaseException):
-        pass
-
-    def kill(batch, logs):
-        if batch == 3:
-            raise Killed
-
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     def fit(*callbacks):
-        backbone = make_backbone()
-        if lora:
-            backbone.enable_lora(2)
-        model = binary(backbone)
-        model.compile(keras.optimizers.SGD(0.1), **QUICK)
+        model = binary()
+        model.compile(keras.optimizers.SGD(0.1))
         model.fit(task_data(), epochs=3, callbacks=list(callbacks), verbose=0)
         return model
 
-    def checkpoint():
-        return kgpt.callbacks.ResumableCheckpoint(tmp_path / "run", save_freq=2)
-
     expected = fit()
-    with pytest.raises(Killed):
-        fit(checkpoint(), keras.callbacks.LambdaCallback(on_train_batch_end=kill))
 
-    resumed = fit(checkpoint())
+    resumed = killed_and_resumed(fit, tmp_path / "run", at=3)
 
     assert int(resumed.optimizer.iterations) == int(expected.optimizer.iterations) == 18
     for a, b in zip(resumed.get_weights(), expected.get_weights(), strict=True):
@@ -484,7 +467,7 @@ def test_a_frozen_body_stays_as_it_is(name, data):
     backbone = make_backbone()
     backbone.trainable = False
     model = MAKERS[name](backbone)
-    model.compile(keras.optimizers.SGD(1.0), **QUICK)
+    model.compile(keras.optimizers.SGD(1.0))
     body, head = backbone.get_weights(), model.output_projection.get_weights()
 
     model.fit(*data, verbose=0)
@@ -497,7 +480,7 @@ def test_a_frozen_body_stays_as_it_is(name, data):
 def test_training_one_head_trains_the_body_of_the_others():
     backbone = make_backbone()
     model, other = binary(backbone), regressor(backbone)
-    model.compile(keras.optimizers.SGD(1.0), **QUICK)
+    model.compile(keras.optimizers.SGD(1.0))
     x, _ = make_data("regressor")
     before = outputs_of(other, x)
 
@@ -507,6 +490,7 @@ def test_training_one_head_trains_the_body_of_the_others():
     assert np.abs(outputs_of(other, x) - before).max() > 1e-4
 
 
+@pytest.mark.compiled
 @pytest.mark.slow
 def test_mixed_precision_learns_with_float32_weights():
     model = binary(make_backbone(dtype="mixed_bfloat16", hidden_dim=24))
@@ -531,7 +515,7 @@ def reward_data():
 @pytest.mark.slow
 def test_a_head_of_ones_own_trains_saves_and_loads(tmp_path):
     model = RewardModel(make_backbone(hidden_dim=24), tokenizer=TOKENIZER)
-    model.compile(keras.optimizers.Adam(1e-2), **QUICK)
+    model.compile(keras.optimizers.Adam(1e-2))
 
     losses = model.fit(reward_data(), epochs=20, verbose=0).history["task_loss"]
     model.save(tmp_path / "reward.keras")
@@ -547,7 +531,7 @@ def test_a_head_of_ones_own_trains_saves_and_loads(tmp_path):
 
 def test_a_head_without_a_loss_says_what_is_missing():
     model = kgpt.Head(make_backbone(), head=keras.layers.Dense(1))
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     with pytest.raises(Exception, match=r"must define task_loss"):
         model.fit(reward_data(), verbose=0)
@@ -582,7 +566,7 @@ def test_a_fresh_process_loads_the_files_and_trains_on(tmp_path):
         arrays |= {name: x["token_ids"], f"{name}_mask": x["padding_mask"], f"{name}_y": y}
         model = MAKERS[name](make_backbone(), **(names if name == "classifier" else {}))
         randomize(model)
-        model.compile("adam", **QUICK)
+        model.compile("adam", run_eagerly=keras.backend.backend() == "tensorflow")  # there too
         model.fit(x, y, batch_size=4, verbose=0)
         model.save(tmp_path / f"{name}.keras")
         expected[name] = model.predict(x, verbose=0)
@@ -620,7 +604,7 @@ def test_config_round_trips(model, name):
 def test_targets_are_checked_before_training_in_validation_data_too(data):
     x, y = make_data("classifier")
     model = classifier(make_backbone())
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
     before = model.get_weights()
 
     with pytest.raises(ValueError, match=r"ints in \[0, 3\).*Received: .*3"):
@@ -648,7 +632,7 @@ def test_inputs_of_another_form_are_refused(inputs, message):
 
 def test_ids_and_lengths_that_the_backbone_lacks_are_refused_before_anything_runs():
     model = binary()
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
     small = kgpt.GPTBackbone(VOCABULARY - 2, 1, 2, 4)
     text = kgpt.data.classification(["a" * 40], [0], TOKENIZER, sequence_length=32)
     other = kgpt.TextClassifier(small, 2)

@@ -6,8 +6,6 @@ from oracles import randomize, to_numpy
 import kgpt
 
 VOCABULARY = 19
-# TensorFlow spends most of a small test on making graphs.
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 def make_classifier(rank=4, **options):
@@ -17,7 +15,7 @@ def make_classifier(rank=4, **options):
     if rank:
         backbone.enable_lora(rank, **options)
     model = kgpt.TextClassifier(backbone, num_classes=3, dropout=0.0)
-    model.compile(keras.optimizers.SGD(0.5), **QUICK)
+    model.compile(keras.optimizers.SGD(0.5))
     return model
 
 
@@ -122,7 +120,7 @@ def test_merged_additions_give_the_same_outputs_and_a_plain_backbone(data):
     plain = make_classifier(rank=None).backbone
     assert len(model.backbone.trainable_weights) == len(plain.trainable_weights)
     assert model.backbone.get_config() == {**plain.get_config(), "name": model.backbone.name}
-    model.compile(keras.optimizers.SGD(0.5), **QUICK)
+    model.compile(keras.optimizers.SGD(0.5))
     before = values(model.weights)
     model.fit(*data, verbose=0)
     assert changed(model.weights, before) == set(before)
@@ -201,7 +199,7 @@ def test_files_keep_matrices_and_additions_as_they_are(data, tmp_path, mode):
     if mode:
         model.quantize(mode)
     model.enable_lora(4, 6, ["query", "value", "feedforward_output_dense"])
-    model.compile(keras.optimizers.SGD(0.1), **QUICK)
+    model.compile(keras.optimizers.SGD(0.1))
     model.fit(*data, verbose=0)
     outputs = model.predict(data[0], verbose=0)
     model.save(tmp_path / "lora.keras")
@@ -224,7 +222,7 @@ def test_over_quantized_weights_a_language_model_learns_from_the_loss_that_it_re
     lm = kgpt.CausalLM(make_classifier(rank=None).backbone)
     lm.quantize(mode)
     lm.enable_lora(4)
-    lm.compile(keras.optimizers.Adam(0.05), **QUICK)
+    lm.compile(keras.optimizers.Adam(0.05))
     before = lm.evaluate(data[0], verbose=0, return_dict=True)["loss"]
 
     losses = lm.fit(data[0], batch_size=8, epochs=5, verbose=0).history["loss"]

@@ -6,13 +6,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from killed_runs import killed_and_resumed
 from oracles import randomize, to_numpy
 
 import kgpt
 
 VOCABULARY, LENGTH = 19, 7
-# TensorFlow spends most of a small test on making graphs.
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 def make_backbone(width=12, num_layers=2, dropout=0.0):
@@ -217,10 +216,6 @@ def test_a_file_is_written_whole_or_not_at_all(path, monkeypatch):
 # === A run that is cut and resumed ===
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("mode", [None, "int8"])
 def test_a_killed_run_ends_as_one_that_was_not_to_the_bit(tmp_path, token_ids, mode):
     np.save(tmp_path / "tokens.npy", np.tile(token_ids.ravel(), 4).astype("uint16"))
@@ -230,23 +225,14 @@ def test_a_killed_run_ends_as_one_that_was_not_to_the_bit(tmp_path, token_ids, m
         if mode:
             lm.quantize(mode)
         lm.enable_lora(4)
-        lm.compile(keras.optimizers.Adam(1e-2), **QUICK)
+        lm.compile(keras.optimizers.Adam(1e-2))
         train = kgpt.data.windows(tmp_path / "tokens.npy", LENGTH, 4, seed=0)
         lm.fit(train, epochs=2, callbacks=list(callbacks), verbose=0)
         return lm
 
-    def kill(batch, logs):
-        if batch == 2:
-            raise Killed
-
-    def checkpoint():
-        return kgpt.callbacks.ResumableCheckpoint(tmp_path / "run", save_freq=2)
-
     expected = fit()
-    with pytest.raises(Killed):
-        fit(checkpoint(), keras.callbacks.LambdaCallback(on_train_batch_end=kill))
 
-    resumed = fit(checkpoint())
+    resumed = killed_and_resumed(fit, tmp_path / "run", at=2)
 
     assert int(resumed.optimizer.iterations) == int(expected.optimizer.iterations) == 6
     assert_same(arrays(resumed), arrays(expected))

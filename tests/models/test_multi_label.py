@@ -17,7 +17,6 @@ NAMES = ["art", "film", "news"]
 NUMBERS_OF = [np.flatnonzero(row).tolist() for row in MULTI_HOT]
 NAMES_OF = [[NAMES[i] for i in row] for row in NUMBERS_OF]
 LENGTH = 16
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 def make(num_classes=3, optimizer=None, hidden_dim=12, **options):
@@ -25,7 +24,7 @@ def make(num_classes=3, optimizer=None, hidden_dim=12, **options):
     backbone = kgpt.GPTBackbone(TOKENIZER.vocabulary_size, 1, 3, hidden_dim, 12, 0.0, LENGTH)
     options = {"tokenizer": TOKENIZER, "dropout": 0.0, "multi_label": True, **options}
     model = randomize(kgpt.TextClassifier(backbone, num_classes, **options))
-    model.compile(optimizer or keras.optimizers.SGD(0.0), **QUICK)
+    model.compile(optimizer or keras.optimizers.SGD(0.0))
     return model
 
 
@@ -118,7 +117,7 @@ class TestFigures:
         model = make()
         x, y = arrays()
         auc = keras.metrics.AUC(multi_label=True, num_labels=3, from_logits=True, name="auc")
-        model.compile("sgd", keras.losses.BinaryCrossentropy(True), metrics=[auc], **QUICK)
+        model.compile("sgd", keras.losses.BinaryCrossentropy(True), metrics=[auc])
 
         found = figures(model, x, y)
 
@@ -127,6 +126,7 @@ class TestFigures:
 
 
 class TestTraining:
+    @pytest.mark.compiled
     def test_it_learns_names_from_texts_reports_all_and_is_saved(self, tmp_path):
         model = make(hidden_dim=24)
         model.compile(keras.optimizers.Adam(2e-2))

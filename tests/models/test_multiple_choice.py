@@ -6,7 +6,6 @@ from oracles import randomize, to_numpy
 import kgpt
 
 TOKENIZER = kgpt.Tokenizer.train(["abcdefghijklmnopqrstuvwxyz "], style="characters")
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 def make_chooser(hidden_dim=12, **arguments):
@@ -24,6 +23,7 @@ def arrays(choices=3, count=5):
     return token_ids, np.arange(count) % choices
 
 
+@pytest.mark.compiled
 def test_it_learns_which_choice_is_right_and_keeps_it_in_its_file(tmp_path):
     contexts = ["p", "q", "pq", "qp"] * 4
     choices = [["ab", "cd"], ["cd", "ab"], ["efa", "c"], ["cgh", "ae"]] * 4
@@ -71,7 +71,7 @@ def test_in_training_dropout_is_the_same_for_all_choices_and_another_for_each_ex
 
 def test_examples_with_another_number_of_choices_may_follow():
     model = randomize(make_chooser())
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     for choices in (3, 2):
         x, y = arrays(choices)

@@ -6,7 +6,6 @@ from oracles import randomize
 import kgpt
 
 TOKENIZER = kgpt.Tokenizer.train(["abcdefghijklmnopqrstuvwxyz "], style="characters")
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
 
 
 def make_regressor(num_outputs=1, hidden_dim=12, **arguments):
@@ -23,6 +22,7 @@ def arrays(count=7):
     return rng.integers(1, TOKENIZER.vocabulary_size, (count, 5)), rng.standard_normal(count)
 
 
+@pytest.mark.compiled
 def test_it_learns_numbers_from_texts_and_keeps_them_in_its_file(tmp_path):
     texts, targets = ["abc", "xyz", "axy", "xbc"] * 4, [1.0, -1.0, 1.0, -1.0] * 4
     data = kgpt.data.regression(texts, targets, TOKENIZER, sequence_length=16, batch_size=16)
@@ -63,7 +63,7 @@ def test_in_one_order_a_pair_differs_from_its_reverse():
 def test_targets_of_one_axis_are_a_column_of_targets():
     x, y = arrays()
     model = randomize(make_regressor())
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     figures = model.evaluate(x, y, batch_size=3, verbose=0, return_dict=True)
 
@@ -98,7 +98,7 @@ def test_targets_that_cannot_be_learned_are_refused_before_training(num_outputs,
 
 def test_training_without_targets_is_refused():
     model = make_regressor()
-    model.compile("sgd", **QUICK)
+    model.compile("sgd")
 
     with pytest.raises(ValueError, match="needs targets"):
         model.fit(kgpt.data.regression(["a", "b"], None, TOKENIZER, 16), verbose=0)

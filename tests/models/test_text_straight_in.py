@@ -13,7 +13,6 @@ CHOICES = [["x", "yz", text] for text in TEXTS]
 LABELS = [0, 1, 0, 1, 1, 0, 0, 1]
 SCORES = [0.0, 1.5, -1.0, 2.0, 0.5, 1.0, 0.0, 2.5]
 LENGTH = 16
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}  # compiling takes longest there
 
 
 def make_backbone():
@@ -23,7 +22,7 @@ def make_backbone():
 
 def make(head, *args, **options):
     model = head(make_backbone(), *args, tokenizer=TOKENIZER, **{"dropout": 0.0, **options})
-    model.compile(keras.optimizers.SGD(0.1), **QUICK)
+    model.compile(keras.optimizers.SGD(0.1))
     return model
 
 
@@ -159,7 +158,7 @@ class TestOptionsOfFit:
     def test_weights_of_classes_and_rows_count(self):
         weights = np.linspace(0.5, 2, len(TEXTS))
         model = make_classifier()
-        model.compile(keras.optimizers.SGD(0.0), **QUICK)
+        model.compile(keras.optimizers.SGD(0.0))
         by_row = [
             weight * (3.0 if label == 0 else 1.0)
             for weight, label in zip(weights, LABELS, strict=True)
@@ -257,7 +256,7 @@ def test_a_language_model_reads_tf_data_of_strings_of_any_lengths():
 
     backbone = kgpt.GPTBackbone(TOKENIZER.vocabulary_size, 1, 1, 4, 4, 0.0, 64)
     lm = kgpt.CausalLM(backbone, tokenizer=TOKENIZER)
-    lm.compile(keras.optimizers.SGD(0.0), **QUICK)
+    lm.compile(keras.optimizers.SGD(0.0))
     texts = ["ab", "c", "d" * 40, "efg"]
 
     figures = lm.evaluate(tf.data.Dataset.from_tensor_slices(texts).batch(2), verbose=0)
