@@ -29,18 +29,23 @@ def scatter(model, seed=0):
         variable.assign(keras.ops.convert_to_numpy(variable) + noise)
 
 
+def next_logits(lm, row):
+    """Of each token after a row, by a full pass over the window: compiled once for all rows."""
+    padded = np.zeros((1, lm.backbone.max_sequence_length), "int32")
+    padded[0, : len(row)] = row
+    logits = keras.ops.cast(lm(padded), "float32")
+    return keras.ops.convert_to_numpy(logits)[0, len(row) - 1]
+
+
 def next_log_probabilities(lm, row):
     """Of each token after a row, by the full forward pass."""
-    logits = keras.ops.convert_to_numpy(keras.ops.cast(lm(np.array([row])), "float32"))[0, -1]
+    logits = next_logits(lm, row)
     return logits - np.log(np.exp(logits).sum())
 
 
 def greedy_by_full_passes(lm, row, steps):
     """Argmax of the full forward pass, token by token, without any cache."""
     row = list(row)
-    length = len(row) + steps
     for _ in range(steps):
-        padded = np.array([row + [0] * (length - len(row))])
-        logits = keras.ops.convert_to_numpy(keras.ops.cast(lm(padded), "float32"))
-        row.append(int(logits[0, len(row) - 1].argmax()))
+        row.append(int(next_logits(lm, row).argmax()))
     return row

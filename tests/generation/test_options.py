@@ -92,6 +92,7 @@ def test_where_no_token_would_be_left_the_rule_of_ngrams_is_left_out():
     assert keras.ops.convert_to_numpy(found).tolist() == [[0.0, 1.0], [0.0, -np.inf]]
 
 
+@pytest.mark.compiled
 def test_greedy_with_penalty_and_ngram_rule_gives_transformers_tokens_on_100_prompts(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -124,6 +125,7 @@ def test_greedy_with_penalty_and_ngram_rule_gives_transformers_tokens_on_100_pro
     assert sum(a != b for a, b in zip(found, plain, strict=True)) > 90
 
 
+@pytest.mark.compiled
 def test_prompts_of_different_lengths_are_penalized_each_by_its_own_text(lm):
     options = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "sampler": "greedy"}
 
@@ -172,6 +174,7 @@ def test_a_named_sampler_has_its_own_setting_beside_those_that_are_given(lm, opt
     assert lm.generate(**settings, **options) == lm.generate(**settings, **same)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("window", "options"),
     [
@@ -192,6 +195,7 @@ def test_a_stream_is_what_a_batch_gives(window, options):
     assert len(streamed) >= 3 + options.get("min_new_tokens", 1)
 
 
+@pytest.mark.compiled
 def test_options_compile_once_for_all_prompts(passes):
     lm = make_lm()
     options = {"top_p": 0.8, "repetition_penalty": 1.1, "min_new_tokens": 2, "stop_token_ids": 3}
@@ -206,6 +210,7 @@ def test_options_compile_once_for_all_prompts(passes):
 # === stop tokens and stop strings ===
 
 
+@pytest.mark.compiled
 def test_no_stop_token_is_chosen_before_the_least_number_of_tokens(lm):
     full = lm.generate(RAGGED, 12, sampler="greedy", return_prompt=False)
     stops = [row[1] for row in full]
@@ -237,6 +242,7 @@ STOPPED = {
 }
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("number", [1, 2], ids=["one", "several"])
 def test_text_ends_before_the_stop_string_wherever_tokens_end(text_lm, number):
     prompts = ["the robot", "5€", "caf"]
@@ -337,6 +343,7 @@ def test_several_samples_of_a_prompt_are_a_list_in_its_place(lm, text_lm):
     ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("sampler", ["greedy", "top_k", "random"])
 def test_log_probabilities_are_the_models_own_whatever_the_filters(lm, sampler):
     options = {"repetition_penalty": 1.5} if sampler == "greedy" else {"temperature": 3.0}
