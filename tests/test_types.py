@@ -198,9 +198,7 @@ def is_of_keras(project, name, line) -> bool:
     ("checker", "install"),
     [
         (mypy, install_wheel),
-        (mypy, install_editable),
-        (pyright, install_wheel),
-        pytest.param(pyright, install_editable, marks=pytest.mark.slow),
+        (pyright, install_editable),
     ],
 )
 def test_checkers_find_the_mistakes_and_no_others(make_project, checker, install):
