@@ -108,21 +108,31 @@ def write_nanogpt(lm):
     np.load("train.npy").tofile("data/shakespeare/val.bin")
 
 
+def make_keras_model(tokenizer):
+    inputs = {"token_ids": keras.Input((None,), dtype="int32", name="token_ids")}
+    embedded = keras.layers.Embedding(tokenizer.vocabulary_size, 5)(inputs["token_ids"])
+    model = keras.Model(inputs, keras.layers.Dense(tokenizer.vocabulary_size)(embedded))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
 @pytest.fixture
-def namespace(tmp_path, tokenizer, monkeypatch):
+def namespace(name, tmp_path, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path, tokenizer)
     files = sorted((tmp_path / "books").glob("*.txt"))
     monkeypatch.setattr(kgpt.data, "standard_library_files", lambda: files)
     policy = keras.config.dtype_policy()
-    lm = make_lm(tokenizer)
-    inputs = {"token_ids": keras.Input((None,), dtype="int32", name="token_ids")}
-    embedded = keras.layers.Embedding(tokenizer.vocabulary_size, 5)(inputs["token_ids"])
-    keras_model = keras.Model(inputs, keras.layers.Dense(tokenizer.vocabulary_size)(embedded))
-    keras_model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    words = set(re.findall(r"\w+", BLOCKS[name]))
+    models = {}
+    if words & {"lm", "backbone"}:
+        models["lm"] = make_lm(tokenizer)
+        models["backbone"] = models["lm"].backbone
+    if "keras_model" in words:
+        models["keras_model"] = make_keras_model(tokenizer)
     yield {
-        **{"keras": keras, "kgpt": kgpt, "np": np, "Path": Path},
-        **{"tokenizer": tokenizer, "lm": lm, "backbone": lm.backbone, "keras_model": keras_model},
+        **{"keras": keras, "kgpt": kgpt, "np": np, "Path": Path, "tokenizer": tokenizer},
+        **models,
         "train": kgpt.data.windows("small.npy", 256, 4, seed=0),
         "valid": kgpt.data.windows("small.npy", 256, 4),
         "token_ids": np.array([tokenizer.encode("Hello world")]),
@@ -164,8 +174,23 @@ def stand_ins(tokenizer, tmp_path, monkeypatch):
 
 # === The tests ===
 
+# What a day's model has more of than a test's needs.
+SMALLER = {"num_layers=4": "num_layers=1", "hidden_dim=128": "hidden_dim=16"}
+SMALLER["max_new_tokens=100"] = "max_new_tokens=20"
 
-@pytest.mark.parametrize("name", BLOCKS)
+
+def is_traced(code):
+    """Whether an example needs TensorFlow's graphs: those that export do."""
+    return "export" in code
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.compiled if is_traced(code) else [])
+        for name, code in BLOCKS.items()
+    ],
+)
 def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
     code = BLOCKS[name]
     for package in re.findall(r"^import (\w+)$", code, re.M):
@@ -182,6 +207,8 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
     if 'format="litert"' in code and keras.config.backend() != "tensorflow":
         pytest.skip("LiteRT is exported on the TensorFlow backend")
     stand_ins(code)
+    for size, smaller in SMALLER.items():
+        code = code.replace(size, smaller)
 
     exec(compile(code, name, "exec"), namespace)
 

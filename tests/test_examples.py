@@ -150,9 +150,13 @@ def run_small(monkeypatch, name, folder):
     (folder / "book.txt").write_text(BOOK, encoding="utf-8")
     options = SMALL[name]
     example = load(name)
-    for constant, value in options.items() if isinstance(options, dict) else ():
-        monkeypatch.setattr(example, constant, value)
-    options = options if isinstance(options, list) else []
+    if isinstance(options, dict):
+        for constant, value in options.items():
+            monkeypatch.setattr(example, constant, value)
+        one_block = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+        backbone = kgpt.GPTBackbone
+        monkeypatch.setattr(kgpt, "GPTBackbone", lambda **sizes: backbone(**{**sizes, **one_block}))
+        options = []
     arguments = [folder / "book.txt", "--output", folder / "run", *options]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     example.main()
@@ -247,12 +251,12 @@ def test_files_of_the_ablation_are_read_before_training(untrainable, monkeypatch
         run(monkeypatch, "ablation", tmp_path, "--tasks", "sst2", "--output", tmp_path / "run")
 
 
-def start(name, *arguments, **environment):
-    """Runs an example as a user does; its output, with its errors between."""
+def start_python(*arguments, **environment):
+    """Runs Python in a process of its own; its output, with its errors between."""
     environment = {**os.environ, "KERAS_BACKEND": keras.config.backend(), **environment}
     environment["PYTHONPATH"] = str(EXAMPLES.parent)
     return subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -264,8 +268,8 @@ def start(name, *arguments, **environment):
 def test_the_first_command_runs_to_its_end_with_short_windows_on_a_console_of_ascii(tmp_path):
     (tmp_path / "book.txt").write_text(BOOK, encoding="utf-8")
 
-    done = start(
-        "pretrain",
+    done = start_python(
+        EXAMPLES / "pretrain.py",
         *(tmp_path / "book.txt", "--output", tmp_path / "run", *SMALL["pretrain"]),
         *("--prompt", "\u2603"),
         PYTHONIOENCODING="ascii",
@@ -273,6 +277,8 @@ def test_the_first_command_runs_to_its_end_with_short_windows_on_a_console_of_as
 
     out = done.stdout.decode("ascii")
     assert done.returncode == 0, out
+    assert (tmp_path / "run" / "lm.keras").exists()
+    assert "perplexity" in out
     assert "what it writes after '?', top_k" in out
     covered, of = re.search(r"On ([\d,]+) of the ([\d,]+) tokens held out:", out).groups()
     assert covered == of
@@ -281,15 +287,14 @@ def test_the_first_command_runs_to_its_end_with_short_windows_on_a_console_of_as
     assert not noise.findall(own)
 
 
-@pytest.mark.slow  # a process of its own
 def is_tutorial(path):
     return "# %%" in path.read_text(encoding="utf-8")
 
 
 TUTORIALS = sorted(path.stem for path in EXAMPLES.glob("*.py") if is_tutorial(path))
-SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if not is_tutorial(path))
 
 
+@pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs_from_top_to_bottom(name):
     done = start(name)
@@ -300,24 +305,36 @@ def test_a_tutorial_runs_from_top_to_bottom(name):
     assert all(difference < 1e-5 for difference in differences), out
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_an_example_says_what_it_does(name):
-    if name == "generate_with_onnxruntime":
-        pytest.importorskip("onnxruntime", reason="the extra `export`")
+HELP = """
+import runpy, sys
+for sys.argv in [[path, "--help"] for path in sys.argv[1:]]:
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        print("ended with", end.code)
+"""
 
-    done = start(name, "--help")
 
-    source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-    assert done.returncode == 0, done.stdout.decode(errors="replace")
-    assert f"usage: {name}.py" in done.stdout.decode(errors="replace")
-    assert 'sys.stdout.reconfigure(errors="replace")' in source
-    assert source.index("TF_CPP_MIN_LOG_LEVEL") < source.index("import keras")
+@pytest.mark.slow  # a process of its own, one for all: it takes its time to import TensorFlow
+def test_an_example_says_what_it_does():
+    paths = [path for path in sorted(EXAMPLES.glob("*.py")) if not is_tutorial(path)]
+    if importlib.util.find_spec("onnxruntime") is None:
+        paths = [path for path in paths if path.stem != "generate_with_onnxruntime"]
+
+    done = start_python("-c", HELP, *paths)
+
+    out = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, out
+    assert out.count("ended with 0") == len(paths), out
+    for path in paths:
+        source = path.read_text(encoding="utf-8")
+        assert f"usage: {path.name}" in out
+        assert 'sys.stdout.reconfigure(errors="replace")' in source
+        assert source.index("TF_CPP_MIN_LOG_LEVEL") < source.index("import keras")
 
 
 @pytest.mark.parametrize("kind", ["book", "table"])
-def test_pretraining_on_one_book_or_table_of_ones_own_ends_in_a_model(
-    tmp_path, monkeypatch, capsys, kind
-):
+def test_pretraining_reads_one_book_or_table_of_ones_own(tmp_path, monkeypatch, kind):
     lines = [f"Chapter {i}. It was the best of {i % 7} times.\n" for i in range(800)]
     (tmp_path / "my_book.txt").write_text("".join(lines))
     if kind == "table":
@@ -326,20 +343,23 @@ def test_pretraining_on_one_book_or_table_of_ones_own_ends_in_a_model(
         (tmp_path / "reviews.csv").write_text("review\n" + quoted)
     source = {"book": ["my_book.txt"], "table": ["reviews.csv", "--column", "review"]}[kind]
 
-    run(
-        monkeypatch,
-        "pretrain",
-        tmp_path / source[0],
-        *source[1:],
-        *("--output", tmp_path / "run", "--preset", "gpt_nano", "--vocabulary-size", 300),
-        *("--sequence-length", 128, "--batch-size", 2, "--steps", 2, "--epochs", 1),
-    )
+    def stop(lm, batches, **options):
+        raise RuntimeError(f"{len(batches)} batches have been read")
+
+    monkeypatch.setattr(kgpt.CausalLM, "evaluate", stop)  # the first command goes on to the end
+    with pytest.raises(RuntimeError, match="batches have been read"):
+        run(
+            monkeypatch,
+            "pretrain",
+            tmp_path / source[0],
+            *source[1:],
+            *("--output", tmp_path / "run", "--preset", "gpt_nano", "--vocabulary-size", 300),
+            *("--sequence-length", 128, "--batch-size", 2, "--steps", 2, "--epochs", 1),
+        )
 
     tokenizer = kgpt.Tokenizer.from_file(tmp_path / "run" / "tokenizer.json")
     held_out = tokenizer.decode(np.load(tmp_path / "run" / "tokens.validation.npy"))
     held_out = held_out.replace("<|endoftext|>", "")
-    assert (tmp_path / "run" / "lm.keras").exists()
     assert set(held_out.splitlines(keepends=True)) <= set(lines)
     if kind == "book":
         assert "".join(lines).endswith(held_out)
-    assert "perplexity" in capsys.readouterr().out
