@@ -281,6 +281,7 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_at_the_same_batch(tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.compiled
 def test_a_model_learns_to_complete_and_to_end():
     lm = make_lm(keras.optimizers.Adam(1e-2), num_layers=1)
     prompts, answers = ["a:", "b:", "c:", "d:"], ["x", "yy", "zzz", ""]

@@ -13,9 +13,7 @@ from oracles import randomize, to_numpy
 import kgpt
 from kgpt.data import windows
 
-# TensorFlow spends most of a small test on making graphs: the data is read the same without them.
-QUICK = {"run_eagerly": keras.backend.backend() == "tensorflow"}
-LENGTH, BATCH_SIZE = 5, 3
+LENGTH, BATCH_SIZE = 5, 5
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,7 @@ def token_file(tmp_path_factory):
 
 @pytest.fixture(params=["windows", "tasks"])
 def make_data(request, token_file):
-    """A function that returns the same five batches a pass, in a new order in each pass."""
+    """A function that returns the same three batches a pass, in a new order in each pass."""
     if request.param == "windows":
         return lambda **options: windows(token_file, LENGTH, BATCH_SIZE, 0, **options)
     return lambda **options: numbered(14, batch_size=BATCH_SIZE, seed=0, **options)
@@ -38,7 +36,7 @@ def make_model(data, learning_rate=0.1):
     is_task = hasattr(data, "labels")
     model = kgpt.TextClassifier(backbone, 14, dropout=0.0) if is_task else kgpt.CausalLM(backbone)
     randomize(model)
-    model.compile(keras.optimizers.SGD(learning_rate), **QUICK)
+    model.compile(keras.optimizers.SGD(learning_rate))
     return model
 
 
@@ -74,7 +72,9 @@ def test_evaluate_and_predict_leave_the_position_in_the_training_data_alone(make
     assert_same_batches(data, untouched)
 
 
-@pytest.mark.parametrize("validation_steps", [None, 2])
+@pytest.mark.parametrize(
+    ("make_data", "validation_steps"), [("windows", 2), ("tasks", None)], indirect=["make_data"]
+)
 def test_the_training_data_as_validation_data_does_not_change_training(make_data, validation_steps):
     data, others = make_data(), make_data()
     model, expected = make_model(data), make_model(others)
@@ -125,13 +125,13 @@ def test_a_resumed_run_may_validate_on_its_training_data(make_data, tmp_path):
 
     data = make_data()
     model = make_model(data)
-    model.fit(data, epochs=4, verbose=0)
+    model.fit(data, epochs=2, verbose=0)
 
-    run(2)
-    history, state = run(4)
+    run(1)
+    history, state = run(2)
 
     assert state == data.get_state()
-    assert len(history.history["val_loss"]) == 2
+    assert len(history.history["val_loss"]) == 1
     assert_same_weights(history.model, model)
 
 
@@ -151,7 +151,9 @@ def test_figures_do_not_depend_on_the_position(make_data, steps):
     np.testing.assert_array_equal(model.predict(data, steps=steps, verbose=0), rows)
 
 
-@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize(
+    ("make_data", "steps"), [("windows", None), ("tasks", 2)], indirect=["make_data"]
+)
 def test_each_epoch_is_validated_on_the_same_batches(make_data, steps):
     data, other = make_data(), make_data()
     model = make_model(data, learning_rate=0.0)
@@ -185,7 +187,7 @@ def test_some_steps_of_windows_are_evaluated_on_the_first_batches(token_file):
 
 
 @pytest.mark.parametrize("seed", [None, 0])
-@pytest.mark.parametrize(("steps", "count"), [(1, 3), (2, 6), (5, 14)])
+@pytest.mark.parametrize(("steps", "count"), [(1, 5), (2, 10), (3, 14)])
 def test_some_steps_of_task_batches_predict_the_first_texts(seed, steps, count):
     data = numbered(14, batch_size=BATCH_SIZE, seed=seed)
     model = make_model(data)
@@ -199,12 +201,12 @@ def test_some_steps_of_task_batches_predict_the_first_texts(seed, steps, count):
 def test_some_steps_of_task_batches_are_evaluated_on_the_first_texts():
     data = numbered(14, batch_size=BATCH_SIZE, seed=0)
     model = make_model(data)
-    logits = model.predict(data, verbose=0)[:6].astype("float64")
+    logits = model.predict(data, verbose=0)[: 2 * BATCH_SIZE].astype("float64")
     log_sums = np.log(np.exp(logits).sum(axis=-1))
 
     figures = evaluated(model, data, steps=2)
 
-    expected = np.mean(log_sums - logits[range(6), range(6)])  # text i has the label i
+    expected = np.mean(log_sums - logits.diagonal())  # text i has the label i
     np.testing.assert_allclose(figures["task_loss"], expected, rtol=1e-5)
 
 
@@ -248,6 +250,7 @@ def test_a_number_of_steps_that_cannot_be_meant_is_refused(make_data, steps):
 # === The view that does it ===
 
 
+@pytest.mark.any_backend
 @given(position=st.integers(0, 12), broken_off=st.integers(0, 5))
 @settings(max_examples=8, deadline=None)
 def test_a_view_from_the_beginning_moves_nothing(token_file, position, broken_off):
@@ -280,7 +283,7 @@ def test_any_keras_model_may_evaluate_a_view(token_file):
         def __init__(self):
             super().__init__()
             self.embedding = keras.layers.Embedding(TOKENIZER.vocabulary_size, 1)
-            self.compile("sgd", "mse", **QUICK)
+            self.compile("sgd", "mse")
 
         def call(self, x):
             return self.embedding(x["token_ids"])[..., 0]

@@ -41,6 +41,7 @@ def assert_same(batches, others):
         keras.tree.map_structure(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.any_backend
 @given(
     num_tokens=st.integers(2, 200),
     length=st.integers(1, 7),
@@ -105,6 +106,7 @@ def test_random_offset_moves_the_cuts_from_pass_to_pass(folder):
     assert len(set.union(*offsets)) > 3
 
 
+@pytest.mark.any_backend
 @given(tokens=st.lists(st.integers(0, END), min_size=20, max_size=60), length=st.integers(2, 6))
 @settings(max_examples=40, deadline=None)
 def test_segments_end_with_the_end_of_text_token(folder, tokens, length):
@@ -123,6 +125,7 @@ def test_segments_end_with_the_end_of_text_token(folder, tokens, length):
         assert x["segment_ids"].shape == x["token_ids"].shape == y.shape == weights.shape
 
 
+@pytest.mark.any_backend
 @given(step=st.integers(0, 14), random_offset=st.booleans())
 @settings(max_examples=20, deadline=None)
 def test_resuming_at_any_step_equals_the_uninterrupted_stream(folder, step, random_offset):

@@ -238,6 +238,9 @@ def test_padding_changes_no_real_state_of_a_variant(variant):
     np.testing.assert_allclose(with_padding[mask], run(variant, TOKEN_IDS)[mask], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "variant", [BLOCK_OPTIONS["rotary_positions"], BLOCK_OPTIONS["all"]], indirect=True
+)  # the other options change nothing between positions
 def test_a_variant_generates_with_a_cache_what_it_gives_without_one(variant):
     prompts = [[3, 1, 4, 1], [5], [9, 2]]
 

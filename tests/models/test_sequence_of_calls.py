@@ -10,7 +10,6 @@ import kgpt
 TEXTS = ["ab", "cd", "efg", "h", "ijk"]
 CHOICES = [["x", "yz", text] for text in TEXTS]
 LABELS = [0, 1, 0, 1, 1]
-TARGETS = [0.0, 1.5, -1.0, 2.0, 0.5]
 
 
 def make_backbone():
@@ -40,10 +39,6 @@ CASES = {
     "pairs": (
         lambda: kgpt.TextClassifier(make_backbone(), 2, both_orders=True, dropout=0.0),
         PAIRS,
-    ),
-    "regressor": (
-        lambda: kgpt.TextRegressor(make_backbone(), dropout=0.0),
-        task(kgpt.data.regression, TEXTS, TARGETS),
     ),
     "chooser": (
         lambda: kgpt.MultipleChoice(make_backbone(), dropout=0.0),
