@@ -297,7 +297,7 @@ TUTORIALS = sorted(path.stem for path in EXAMPLES.glob("*.py") if is_tutorial(pa
 @pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_runs_from_top_to_bottom(name):
-    done = start(name)
+    done = start_python(EXAMPLES / f"{name}.py")
 
     out = done.stdout.decode(errors="replace")
     assert done.returncode == 0, out
