@@ -263,6 +263,7 @@ def test_text_ends_before_the_stop_string_wherever_tokens_end(text_lm, number):
     assert len(pieces) > 1
 
 
+@pytest.mark.compiled
 def test_a_stop_string_ends_the_work_too(text_lm, monkeypatch):
     full = text_lm.generate(["the robot", "5€", "caf"], **STOPPED)[0]
     taken, steps = [], loop._steps

@@ -108,6 +108,7 @@ def test_contrastive_search_is_the_published_rule_for_prompts_of_any_lengths(lm,
     assert rows == [reference(row, 5) for row in prompts]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("sampler", ["top_k", "random", keras_hub.samplers.TopPSampler(p=0.9)])
 def test_the_same_seed_gives_the_same_continuation(lm, sampler):
     first = lm.generate([3, 1], 20, sampler=sampler, seed=7)
@@ -117,11 +118,13 @@ def test_the_same_seed_gives_the_same_continuation(lm, sampler):
     assert first == again != other
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("sampler", ["random", keras_hub.samplers.RandomSampler(seed=1)])
 def test_without_a_seed_calls_differ(lm, sampler):
     assert lm.generate([3, 1], 20, sampler=sampler) != lm.generate([3, 1], 20, sampler=sampler)
 
 
+@pytest.mark.compiled
 def test_a_sampler_with_a_seed_of_its_own_repeats_itself_in_a_new_object(lm):
     rows = [
         lm.generate([3, 1], 20, sampler=keras_hub.samplers.RandomSampler(seed=5)) for _ in range(2)
