@@ -182,8 +182,8 @@ class CheckpointFolder:
 
 def _read(path) -> Checkpoint:
     """Returns a checkpoint; raises DamagedError for one that is not whole."""
-    check_manifest(path)
     try:
+        check_manifest(path)
         progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
         of_first_format = "format" not in progress
         if not of_first_format and progress["format"] > FORMAT:
@@ -199,6 +199,12 @@ def _read(path) -> Checkpoint:
         return Checkpoint(path, progress, _Arrays(path / _STATE))
     except FileNotFoundError as error:
         raise DamagedError(f"{error.filename} is missing.") from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DamagedError(f"{path} is damaged: the disk can't read it.") from None
+    except DamagedError:
+        raise
     except (ValueError, TypeError) as error:
         raise DamagedError(f"{path / 'progress.json'} is damaged: {error}.") from None
 

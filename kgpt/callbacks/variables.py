@@ -79,7 +79,7 @@ def keep_place_in_update(optimizer, batches_done: int):
         iterations = int(optimizer._iterations)
         optimizer._iterations.assign(iterations - iterations % size + batches_done)
         for gradient in optimizer._accumulated_gradients:
-            gradient.assign(keras.ops.zeros_like(gradient))
+            gradient.assign(keras.ops.zeros(gradient.shape))
 
 
 def batches_of_update(optimizer) -> int:

@@ -169,6 +169,19 @@ def test_damage_is_named_and_the_checkpoint_before_it_used(two, name, damage):
     assert "\n" not in message
 
 
+def test_a_checkpoint_that_the_disk_cannot_read_is_damaged(two, monkeypatch):
+    def fail(path):
+        if path.name == "checkpoint-00000002":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path / "state.npz"))
+
+    monkeypatch.setattr("kgpt.callbacks.checkpoint_folder.check_manifest", fail)
+
+    number, (message,) = newest_with_warnings(two)
+
+    assert number == 1
+    assert "checkpoint-00000002 is damaged: the disk can't read it" in message
+
+
 def test_a_damaged_checkpoint_goes_before_a_whole_one(two):
     cut(two.path / "checkpoint-00000002" / "state.npz")
     with pytest.warns(UserWarning, match="damaged"):

@@ -9,6 +9,7 @@ from runs import (
     QUICK,
     VOCABULARY,
     Diary,
+    Killed,
     assert_same,
     checkpoints,
     make_lm,
@@ -151,5 +152,28 @@ def test_arrays_go_on_between_epochs_of_less_than_a_pass(tmp_path):
 
     resumed = run(3, kgpt.callbacks.ResumableCheckpoint(tmp_path))
 
+    assert_same(resumed, expected)
+    assert resumed.history.history == expected.history.history
+
+
+def test_an_epoch_that_was_stopped_in_its_middle_ends_there(path, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = batch == 2
+
+    def run(*callbacks):
+        lm = make_lm()
+        train = kgpt.data.windows(path, LENGTH, 4, seed=0)
+        lm.fit(train, epochs=2, callbacks=[Stop(), *callbacks], verbose=0)
+        return lm
+
+    expected = run()
+    with pytest.raises(Killed):
+        run(Diary(kill_at=("end", 0)), kgpt.callbacks.ResumableCheckpoint(tmp_path, 1))
+    diary = Diary()
+
+    resumed = run(diary, kgpt.callbacks.ResumableCheckpoint(tmp_path, 1))
+
+    assert [entry[:2] for entry in diary.entries] == [("epoch", 0), ("end", 0)]
     assert_same(resumed, expected)
     assert resumed.history.history == expected.history.history
