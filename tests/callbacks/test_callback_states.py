@@ -334,7 +334,7 @@ def test_a_collection_keeps_its_own_kind(value, at_first):
         *(collections.deque([1, 2]), [0.1 * i for i in range(200)]),
         *(np.float32(0.1), np.int64(7), np.bool_(True), ml_dtypes.bfloat16(1.5), np.str_("a")),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_plain_values_come_back_as_they_were(value):
     states = begun([first := Own()])
