@@ -142,6 +142,7 @@ ANY_BACKEND = (
     *("convert/test_model_card", "plot/test_training_curves", "test_docstring_examples"),
     *("test_ci", "test_examples", "test_files", "test_house", "test_keywords", "test_promises"),
     *("test_public_names", "test_types", "test_values"),
+    *("callbacks/test_run_identity", "test_bad_use", "test_damaged_files", "test_hostile_files"),
 )
 
 

@@ -33,6 +33,12 @@ class TokenFile:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    @property
+    def mapped(self) -> np.ndarray:
+        """The tokens, of which nothing has been read yet."""
+        self._check_size()
+        return self._tokens
+
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Returns int32 `(starts, length)`: the tokens from each start on."""
         self._check_size()

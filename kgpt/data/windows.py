@@ -143,7 +143,7 @@ class TokenWindows(ResumableBatches):
         return {"num_tokens": len(self._tokens), **config}
 
     def _content(self) -> dict:
-        return {"tokens": self._tokens}
+        return {"tokens": self._tokens.mapped}
 
     def _varying_shape(self, array: np.ndarray) -> tuple:
         batch_size = self._config["batch_size"] if self._config["drop_remainder"] else None
