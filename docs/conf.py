@@ -93,7 +93,11 @@ def signature_of_constructors(app, what, name, thing, options, signature, return
 
 def links_to_files(app, name, source):
     """Turns links to files of the repository, as GitHub reads them, into links to pages."""
-    source[0] = source[0].replace("(../benchmarks/README.md", "(benchmarks.md")
+    for file, page in (
+        ("../benchmarks/README.md", "benchmarks.md"),
+        ("../SECURITY.md", "security.md"),
+    ):
+        source[0] = source[0].replace(f"({file}", f"({page}")
 
 
 def setup(app):
