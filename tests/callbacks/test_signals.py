@@ -51,13 +51,15 @@ def path(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def handlers_as_before():
+    """Python's own handlers in a test, also where tests run in the background or under nohup."""
     numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    before = [signal.getsignal(number) for number in numbers]
+    own = signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL
+    before = [signal.signal(*pair) for pair in zip(numbers, own, strict=True)]
     yield
-    after = [signal.getsignal(number) for number in numbers]
+    after = tuple(signal.getsignal(number) for number in numbers)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
-    assert after == before
+    assert after == own
 
 
 def run(path, *callbacks):
