@@ -46,7 +46,7 @@ def assert_refused(load, path, message, error=ValueError):
 
     assert "\n" not in str(refused.value)
     assert str(path) in str(refused.value)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 120  # soon, also on a busy machine
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < MOST_BYTES
 

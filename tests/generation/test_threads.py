@@ -136,11 +136,11 @@ def in_fit(busy):
         def on_epoch_end(self, epoch, logs=None):
             self.written = lm.generate(RAGGED, NEW, seed=1)
             began.set()
-            may_end.wait(60)
+            may_end.wait(600)
 
     wait = Wait()
     training = busy.submit(lm.fit, ROWS[0], verbose=0, callbacks=[wait])
-    assert began.wait(60) or training.result()
+    assert began.wait(600) or training.result()
     yield lm, lambda: may_end.set() or (training.result() and wait.written)
     may_end.set()
 
@@ -171,10 +171,10 @@ def test_a_stream_ends_with_the_error_when_a_fit_begins(busy):
     def train():
         with lock_of(lm).held(training=True):
             began.set()
-            may_end.wait(60)
+            may_end.wait(600)
 
     training = busy.submit(train)
-    began.wait(60)
+    began.wait(600)
     with pytest.raises(RuntimeError, match="fit"):
         next(stream)
     may_end.set()
@@ -218,7 +218,7 @@ def test_copies_and_files_of_a_model_in_use_have_nothing_of_its_lock(busy, tmp_p
             keras.saving.load_model(tmp_path / "lm.keras"),
         ]
         for copy in copies:
-            found = busy.submit(copy.embed, [1, 2]).result(timeout=60)
+            found = busy.submit(copy.embed, [1, 2]).result(timeout=600)
             assert found.shape == (lm.backbone.hidden_dim,)
 
 
@@ -236,7 +236,7 @@ def test_threads_get_a_lock_in_the_order_they_came(busy):
             while len(lock._waiting) <= number:
                 time.sleep(0.001)
     for one in waiting:
-        one.result(timeout=60)
+        one.result(timeout=600)
 
     assert order == [0, 1, 2, 3]
 
@@ -247,7 +247,7 @@ def test_a_lock_is_free_again_after_an_error(busy):
     with pytest.raises(KeyError), lock.held(training=True):
         raise KeyError
 
-    assert busy.submit(lambda: lock.held().__enter__()).result(timeout=60) is None
+    assert busy.submit(lambda: lock.held().__enter__()).result(timeout=600) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -259,11 +259,11 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_lacks(held_by, busy)
     def hold():
         with lock_of(lm).held():
             held.set()
-            may_end.wait(60)
+            may_end.wait(600)
 
     if held_by == "another thread":
         holding = busy.submit(hold)
-        held.wait(60)
+        held.wait(600)
         child = os.fork()
     else:
         with lock_of(lm).held():
