@@ -317,11 +317,11 @@ def write_manifest(folder: str | os.PathLike):
     """Writes `kgpt_manifest.json` into a folder: size and SHA-256 of each file.
 
     A model's card and settings are not in it: `README.md`, `config.json`, `generation_config.json`.
+    It is not on the disk yet when this returns: whoever moves the folder brings all of it there.
     """
     folder = Path(folder)
     text = json.dumps(manifest_of(folder), indent=2, ensure_ascii=False) + "\n"
-    with written_whole(folder / MANIFEST) as unfinished:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
+    (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
 
 
 def check_manifest(folder: str | os.PathLike, names: Iterable[str] | None = None):

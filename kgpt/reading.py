@@ -116,6 +116,20 @@ def map_npy(path: str | os.PathLike) -> np.ndarray:
     return array
 
 
+def check_finite(values: np.ndarray, where: str, hint: str):
+    """Raises ValueError for weights with NaN or infinity.
+
+    Args:
+        values: float array.
+        where: what they are, for the message.
+        hint: what to do.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"Weights must be finite numbers. Received: NaN or infinity in {where}. {hint}"
+        )
+
+
 @contextlib.contextmanager
 def errors_name(path: str | os.PathLike):
     """Inside, an error says in one line which file it comes from.

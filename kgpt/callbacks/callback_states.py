@@ -190,6 +190,7 @@ def _cut_file(logger, size):
         logger.append = False  # as the user made it
     if size is None and empties:
         size = 0
-    if size is not None and _file_size(logger) is not None and _file_size(logger) >= size:
+    current = _file_size(logger)
+    if None not in (size, current) and current >= size:
         logger.csv_file.truncate(size)
         logger.append_header = size == 0

@@ -6,12 +6,11 @@ import zipfile
 from pathlib import Path
 
 import keras
-import numpy as np
 from keras import ops
 
 from kgpt.files import check_manifest
 from kgpt.models.presets import num_parameters
-from kgpt.reading import check_file, errors_name, one_line
+from kgpt.reading import check_file, check_finite, errors_name, one_line
 
 _CONFIG = "config.json"
 _MOST_CONFIG_BYTES = 2**28
@@ -34,11 +33,9 @@ def load_keras_file(path: Path):
         model = keras.models.load_model(path, compile=False)
     for weight in model.weights:
         values = ops.convert_to_numpy(weight)
-        if values.dtype.kind not in "iub" and not np.isfinite(values.astype("float32")).all():
-            raise ValueError(
-                f"Weights must be finite numbers. Received: NaN or infinity in {weight.path} of "
-                f"{path}. Try an earlier file."
-            )
+        if values.dtype.kind not in "iub":
+            where = f"{weight.path} of {path}"
+            check_finite(values.astype("float32"), where, "Try an earlier file.")
     return model
 
 

@@ -16,7 +16,7 @@ from keras import ops
 
 from kgpt.arguments import RULES
 from kgpt.models.presets import SIZES, num_parameters
-from kgpt.reading import check_file, errors_name, one_line, read_json
+from kgpt.reading import check_file, check_finite, errors_name, one_line, read_json
 
 _FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BYTES_AT_ONCE = 2**22
@@ -88,11 +88,8 @@ def _finite(rows, name) -> np.ndarray:
     """Returns numbers as float32; raises ValueError for NaN and infinity."""
     with np.errstate(over="ignore"):
         rows = rows.astype("float32")
-    if not np.isfinite(rows).all():
-        raise ValueError(
-            f"Weights must be finite numbers. Received: NaN or infinity in {name}. The file is "
-            "damaged, or the training of the model failed: try an earlier checkpoint."
-        )
+    hint = "The file is damaged, or the training of the model failed: try an earlier checkpoint."
+    check_finite(rows, name, hint)
     return rows
 
 

@@ -15,7 +15,7 @@ from kgpt.files import make_folder, written_whole
 from kgpt.hdf5 import SafeFile
 from kgpt.models.freezing import body_of
 from kgpt.models.lora import SETTINGS, matrices
-from kgpt.reading import check_file, errors_name, one_line
+from kgpt.reading import check_file, check_finite, errors_name, one_line
 
 # The file's attributes: rank, scale and names as JSON, and the SHA-256 of all that is in it.
 _DESCRIPTION, _DIGEST = "kgpt_lora", "kgpt_sha256"
@@ -152,7 +152,7 @@ def _no_additions(path, reason):
 def _read_description(path, file) -> dict:
     """Returns the arguments of `enable_lora` in a file."""
     description = json.loads(file.attrs[_DESCRIPTION])
-    unknown = sorted(description.keys() - {"rank", "lora_alpha", "target_layer_names"})
+    unknown = sorted(description.keys() - SETTINGS.keys())
     if unknown:
         raise ValueError(
             f"{path} has settings of LoRA that this version does not know. Received: "
@@ -195,11 +195,8 @@ def _check_content(path, file, arrays):
             f"{path} is damaged: its content is not what was written. Try another copy."
         )
     for name, array in arrays.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(
-                f"Weights must be finite numbers. Received: NaN or infinity in {name} of {path}. "
-                "Try an earlier file."
-            )
+        if array.dtype.kind == "f":
+            check_finite(array, f"{name} of {path}", "Try an earlier file.")
 
 
 def _digest(description: str, arrays: dict) -> str:

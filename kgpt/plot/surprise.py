@@ -1,6 +1,7 @@
 """What the model expects of a text: how much each token surprises it, and what comes next."""
 
 import os
+import unicodedata
 
 import numpy as np
 
@@ -38,15 +39,15 @@ def surprise(lm, text, *, html: str | os.PathLike | None = None):
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     reading = read(lm, text, with_attention=html is not None)
     if html is not None:
         write_page(html, lm, reading, colours="surprise")
     bits = np.concatenate([[np.nan], reading.bits])
     # The darkest third is left out: black text is on it.
-    colours = colormaps[SHADES].resampled(256)
-    shades = type(colours).from_list("shades", colours(np.linspace(0, 0.6, 256)))
+    colours = colormaps[SHADES](np.linspace(0, 0.6, 256))
+    shades = LinearSegmentedColormap.from_list("shades", colours)
     scale = ScalarMappable(Normalize(0, _MOST_BITS), shades)
     places, lines = _places(reading.pieces)
     height, bar_height = max(1.1, 0.2 + _LINE * lines), 0.9
@@ -130,6 +131,4 @@ def _places(pieces):
 
 def _width(character):
     """Returns how many columns a character takes: two for Chinese and the like."""
-    import unicodedata
-
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1

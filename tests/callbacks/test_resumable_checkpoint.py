@@ -1,14 +1,9 @@
 import keras
 import numpy as np
 import pytest
+from runs import BATCH, LENGTH, VOCABULARY, Killed
 
 import kgpt
-
-VOCABULARY, LENGTH, BATCH = 20, 8, 4
-
-
-class Killed(BaseException):
-    pass
 
 
 def kill_after(steps):

@@ -5,17 +5,13 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from runs import BATCH, LENGTH, QUICK, VOCABULARY, Killed
 
 import kgpt
 
-VOCABULARY, LENGTH, BATCH, STEPS = 20, 8, 4, 3
+STEPS = 3
 # Better until epoch 1, then worse: `Scripted` puts them in the place of what was measured.
 LOSSES = [3.0, 2.0, 2.5, 2.4, 2.6, 2.7, 2.8, 2.9]
-EAGER = {"run_eagerly": keras.backend.backend() == "tensorflow"}
-
-
-class Killed(BaseException):
-    pass
 
 
 class Scripted(keras.callbacks.Callback):
@@ -83,7 +79,7 @@ def train(token_files, folder, killed_after=None, place=None, epochs=8, rate=1e-
     keras.utils.set_random_seed(0)
     lm = kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 1, 2, 8, max_sequence_length=LENGTH))
     ema = {"use_ema": options.pop("use_ema", False), "ema_momentum": 0.5}
-    lm.compile(keras.optimizers.Adam(rate, **ema), metrics=options.pop("metrics", None), **EAGER)
+    lm.compile(keras.optimizers.Adam(rate, **ema), metrics=options.pop("metrics", None), **QUICK)
     callbacks = [Scripted(killed_after), *(options.pop("callbacks", None) or watching(folder))]
     checkpoint = kgpt.callbacks.ResumableCheckpoint(folder / "run", save_freq=2)
     callbacks.insert(len(callbacks) if place is None else place, checkpoint)
@@ -209,7 +205,7 @@ def classify(tokenizer, folder, labels, killed_after=None):
     keras.utils.set_random_seed(0)
     backbone = kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 8, max_sequence_length=LENGTH)
     model = kgpt.TextClassifier(backbone, num_classes=2, tokenizer=tokenizer)
-    model.compile(**EAGER)
+    model.compile(**QUICK)
     callbacks = [
         Scripted(killed_after),
         keras.callbacks.ModelCheckpoint(folder / "{epoch}-{batch}.keras", save_freq=4),

@@ -2,12 +2,9 @@
 
 import keras
 import pytest
+from runs import Killed
 
 import kgpt
-
-
-class Killed(BaseException):
-    pass
 
 
 def killed_and_resumed(fit, folder, at):
