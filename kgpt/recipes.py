@@ -7,6 +7,7 @@ from keras import ops
 
 from kgpt.arguments import checked, learning_rate_or_schedule, number
 from kgpt.kernels.platform import wide
+from kgpt.muon import Muon
 from kgpt.settings import Settings, fastest_settings
 
 __all__ = [
@@ -352,7 +353,7 @@ def fast_optimizer(
     weight_decay: float = 0.1,
     clip_norm: float | None = 1.0,
     gradient_accumulation_steps: int | None = None,
-) -> keras.optimizers.Muon:
+) -> Muon:
     """Returns Muon for the matrices of decoder blocks, with Adam for everything else.
 
     Muon takes the nearest semi-orthogonal matrix to the momentum as the direction of an update
@@ -384,7 +385,7 @@ def fast_optimizer(
     alpha = 0.05
     if final_learning_rate is not None:
         alpha = _share_at_end(final_learning_rate, learning_rate)
-    return keras.optimizers.Muon(
+    return Muon(
         WarmupCosine(learning_rate, steps * batches, warmup_steps * batches, alpha),
         exclude_layers=[_OUTSIDE_OF_BLOCKS],
         weight_decay=weight_decay,

@@ -13,8 +13,8 @@ ORDER = (
     *("keywords", "arguments", "console", "files", "hdf5", "reading", "locks", "text", "tokenizer"),
     "data",
     "kernels",
-    *("distribution", "initializers", "low_rank", "layers", "losses", "metrics", "settings"),
-    *("recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
+    *("distribution", "initializers", "low_rank", "layers", "losses", "metrics", "muon"),
+    *("settings", "recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
 )
 # The files and folders that may ask for the backend.
 BACKEND = (

@@ -248,6 +248,61 @@ def test_the_fast_recipe_gives_the_blocks_matrices_orthogonal_updates_and_adams_
             np.testing.assert_allclose(np.abs(update), rate, rtol=0.01)  # Adam's first step
 
 
+def kerass_muon_like(optimizer):
+    config = {
+        name: v for name, v in optimizer.get_config().items() if name != "is_legacy_optimizer"
+    }
+    return keras.optimizers.Muon.from_config(config)
+
+
+def test_an_iteration_in_bfloat16_gives_the_update_of_kerass_muon_to_its_precision():
+    def updates(optimizer):
+        keras.utils.set_random_seed(0)
+        return updates_from(optimizer, tiny_classifier())
+
+    own = recipes.fast_optimizer(9, 0.01, warmup_steps=0)
+
+    found, expected = updates(own), updates(kerass_muon_like(own))
+
+    for path, update in found.items():
+        if "decoder_block" not in path or update.ndim == 1:
+            np.testing.assert_array_equal(update, expected[path], err_msg=path)
+        scale = np.abs(expected[path]).max()
+        np.testing.assert_allclose(update, expected[path], atol=0.1 * scale, err_msg=path)
+        cosine = np.sum(update * expected[path])
+        cosine /= np.linalg.norm(update) * np.linalg.norm(expected[path])
+        assert cosine > 0.99, path
+
+
+def test_an_iteration_in_bfloat16_learns_as_kerass_muon_does():
+    x = np.arange(8 * 5).reshape(8, 5) % 10
+
+    def losses(of_keras):
+        keras.utils.set_random_seed(0)
+        lm = kgpt.CausalLM(tiny_classifier(num_layers=2).backbone)
+        optimizer = recipes.fast_optimizer(20, 0.01, warmup_steps=0)
+        if of_keras:
+            optimizer = kerass_muon_like(optimizer)
+        lm.compile(optimizer, run_eagerly=keras.backend.backend() == "tensorflow")
+        return [float(lm.train_on_batch(x)[0]) for _ in range(15)]
+
+    found, expected = losses(of_keras=False), losses(of_keras=True)
+
+    assert found[-1] < 0.9 * found[0]
+    np.testing.assert_allclose(found, expected, rtol=0.03)
+
+
+def test_a_gradient_of_zeros_moves_no_matrix():
+    optimizer = recipes.fast_optimizer(9, 0.01, warmup_steps=0, weight_decay=0.0)
+    matrix = keras.Variable(np.ones((4, 6)), name="kernel")
+    optimizer.exclude_layers = []
+    optimizer.build([matrix])
+
+    optimizer.apply([ops.zeros((4, 6))])
+
+    np.testing.assert_array_equal(ops.convert_to_numpy(matrix.value), 1.0)
+
+
 def test_the_fast_recipe_decays_the_blocks_matrices_alone():
     model = tiny_classifier()
     optimizer = recipes.fast_optimizer(9, 0.1, warmup_steps=0, weight_decay=0.5)
