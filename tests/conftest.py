@@ -99,27 +99,6 @@ def functions_of_a_test(request):
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimizers_of_tensorflow(request):
-    """Builds optimizers before a step is traced: Keras traces a step that builds one twice."""
-    is_asked = is_among(request.path, ("test_recipes",))  # how optimizers are built in a step
-    if keras.backend.backend() != "tensorflow" or is_asked:
-        yield
-        return
-    from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
-
-    make = TensorFlowTrainer.make_train_function
-
-    def build_and_make(model, force=False):
-        if model.built and model.optimizer is not None and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
-        return make(model, force)
-
-    TensorFlowTrainer.make_train_function = build_and_make
-    yield
-    TensorFlowTrainer.make_train_function = make
-
-
 def is_among(path, names):
     return path.relative_to(Path(__file__).parent).as_posix().startswith(names)
 

@@ -238,6 +238,8 @@ class Task(WholeModel, keras.Model):
         """Compiles the step as `keras.Model` does, for dtypes that can be trained."""
         # Before a fit begins: on JAX a step that fails takes the weights with it.
         check_trained_dtypes(self)
+        if self.built and self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)  # or TensorFlow traces the step twice
         return super().make_train_function(force)
 
     def train_step(self, *args):
