@@ -1,5 +1,6 @@
 """What Keras does with a model as a whole, where its own way would lose the model's class."""
 
+import contextlib
 import functools
 import gc
 import math
@@ -81,7 +82,14 @@ class WholeModel:
                     )
                 )
 
-    def save(self, filepath, overwrite: bool = True, zipped: bool | None = None, **kwargs) -> None:
+    def save(
+        self,
+        filepath,
+        overwrite: bool = True,
+        zipped: bool | None = None,
+        include_optimizer: bool = True,
+        **kwargs,
+    ) -> None:
         """Writes a `.keras` file, as `keras.Model.save` does, whole or not at all.
 
         An earlier file stays until the new one is on the disk: a full disk, a kill or a power cut
@@ -91,6 +99,8 @@ class WholeModel:
             filepath: the file, which ends in `.keras`, in a folder that exists.
             overwrite: bool. False asks before an existing file is replaced.
             zipped: bool. False writes a folder with the parts of the file.
+            include_optimizer: bool. False leaves out what `compile` was given and the optimizer's
+                state, which is two thirds of the file with Adam. The loaded model is not compiled.
             **kwargs: as for `keras.Model.save`.
 
         Raises:
@@ -99,6 +109,9 @@ class WholeModel:
         Example:
             lm.save("lm.keras")
         """
+        if not include_optimizer:
+            with _not_compiled(self):
+                return self.save(filepath, overwrite, zipped, **kwargs)
         is_folder = zipped is False
         if not _is_local(filepath, "" if is_folder else (".keras", ".h5", ".hdf5")):
             super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
@@ -201,6 +214,21 @@ def _is_local(path, endings):
         return False
     name = os.fspath(path)
     return name.endswith(endings) and not name.startswith("hf://") and not is_remote_path(name)
+
+
+@contextlib.contextmanager
+def _not_compiled(model):
+    """Inside, a model is as before `compile`, of which Keras looks at this."""
+    kept = {
+        name: getattr(model, name) for name in ("optimizer", "compiled") if hasattr(model, name)
+    }
+    try:
+        for name in kept:
+            setattr(model, name, None if name == "optimizer" else False)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(model, name, value)
 
 
 def _may_write(path, overwrite):

@@ -322,3 +322,21 @@ class TestSummary:
 
         assert len(loaded.weights) == len(lm.weights)
         np.testing.assert_allclose(to_numpy(loaded(inputs)), 2 * to_numpy(lm(TOKEN_IDS)), atol=1e-5)
+
+
+def test_a_model_is_saved_without_its_optimizer_on_request(tmp_path):
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(11, 1, 2, 64, max_sequence_length=6))
+    lm.compile("adam", run_eagerly=keras.backend.backend() == "tensorflow")
+    x = np.ones((2, 5), int)
+    lm.train_on_batch(x)
+    with_state, without = tmp_path / "a.keras", tmp_path / "b.keras"
+
+    lm.save(with_state)
+    lm.save(without, include_optimizer=False)
+    lm.train_on_batch(x)  # goes on
+
+    loaded = keras.models.load_model(without)
+    assert int(lm.optimizer.iterations) == 2
+    assert not loaded.compiled
+    assert int(keras.models.load_model(with_state).optimizer.iterations) == 1
+    assert without.stat().st_size < 0.7 * with_state.stat().st_size
