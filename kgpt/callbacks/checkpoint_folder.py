@@ -1,5 +1,6 @@
 """The folder of a run's checkpoints: written whole, checked when read, the older ones removed."""
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -28,6 +29,7 @@ _NAME = re.compile(r"checkpoint-\d{8,}")
 _STATE, _WEIGHTS_OF_FIRST_FORMAT = "state.npz", "state.weights.h5"
 _MORE_THAN_ARRAYS = 2**20  # bytes of a checkpoint besides the arrays, amply
 _held = {}  # the locks of this process: {folder: (lock, the thread that may have left it)}
+_writing = {}  # {folder: the last save in a thread of its own}
 
 
 @dataclass
@@ -97,11 +99,13 @@ class CheckpointFolder:
         """
         make_folder(self.path)
         self._lock(None if is_closed_in_the_end else threading.get_ident())
+        self.wait()
         for path in self.path.glob("checkpoint-*.partial"):
             shutil.rmtree(path, ignore_errors=True)
 
     def close(self):
-        """Unlocks the folder."""
+        """Unlocks the folder, when what is written is there."""
+        self.wait()
         lock, _ = _held.pop(os.path.realpath(self.path), (None, None))
         if lock is not None:
             lock.release()
@@ -140,6 +144,26 @@ class CheckpointFolder:
         Raises:
             OSError: one line, if it can't be written. The earlier ones stay.
         """
+        return self._write(json.dumps({"format": FORMAT, **progress}), arrays)
+
+    def begin_to_save(self, progress: dict, arrays: dict[str, np.ndarray]):
+        """Writes the next checkpoint in a thread of its own, as `save`; one at a time.
+
+        Returns:
+            A `concurrent.futures.Future` of the path. The arrays must not change until it is done.
+        """
+        text = json.dumps({"format": FORMAT, **progress})  # now: parts of it change in training
+        executor = concurrent.futures.ThreadPoolExecutor(1, "kgpt-checkpoint")
+        writing = executor.submit(self._write, text, arrays)
+        executor.shutdown(wait=False)  # its thread ends with what it has to do
+        _writing[os.path.realpath(self.path)] = writing
+        return writing
+
+    def wait(self):
+        """Waits for a save that `begin_to_save` has begun, of an earlier fit too."""
+        concurrent.futures.wait(filter(None, [_writing.pop(os.path.realpath(self.path), None)]))
+
+    def _write(self, progress, arrays):
         if not self.path.is_dir():
             raise FileNotFoundError(
                 errno.ENOENT, f"Can't write a checkpoint: the folder {self.path} is gone."
@@ -151,8 +175,7 @@ class CheckpointFolder:
         new = self.path / f"checkpoint-{number:08d}"
         with folder_written_whole(new) as unfinished:
             np.savez(unfinished / _STATE, allow_pickle=False, **arrays)
-            text = json.dumps({"format": FORMAT, **progress})
-            (unfinished / "progress.json").write_text(text, encoding="utf-8")
+            (unfinished / "progress.json").write_text(progress, encoding="utf-8")
         whole = [path for path in earlier if path not in self._useless]
         kept = whole[len(whole) + 1 - self.keep :]
         for path in earlier:

@@ -34,7 +34,8 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     them. Models that are not kgpt's are saved by epochs, without the states of other callbacks, and
     signals are left alone.
 
-    A checkpoint appears in the folder when it is complete and on the disk; an older one goes only
+    Training goes on while a checkpoint is written, from a copy in memory; the end of `fit` waits
+    for it. It appears in the folder when it is complete and on the disk; an older one goes only
     then, so that a kill or a power cut at any moment leaves one to go on from. Hashes show damage:
     a damaged checkpoint is named in a warning, and the one before it used. If all are damaged, an
     error says so. One process at a time trains with a folder.
@@ -102,7 +103,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         self.on_nan, self.max_skips, self.handle_signals = on_nan, max_skips, handle_signals
         self._checkpoints = CheckpointFolder(self.folder, keep)
         self._signals = Signals()
-        self._is_open, self._place = False, None
+        self._is_open, self._place, self._writing = False, None, None
 
     # === Around a fit ===
 
@@ -154,6 +155,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         if self._place is not None and self._place.can_resume_within:
             self._place.data.set_state(self._place.data.get_state())  # nothing is left out
         self._place = None
+        self._writing = None  # not None after an error, which stays the one that is raised
         if self._is_open:
             self._is_open = False
             self._checkpoints.close()
@@ -193,6 +195,8 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         place = self._place
         place.end_execution(batch)
+        if self._writing is not None and self._writing.done():
+            self._end_save()
         if not np.isfinite((logs or {}).get("loss", 0.0)):
             self._meet_nan(f"The loss is {logs['loss']}")
         elif self._signals.received is not None:
@@ -224,6 +228,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             self._save()
 
     def on_train_end(self, logs=None):
+        self._end_save()
         if self._fit is None:
             self._close(self.model)
 
@@ -291,8 +296,9 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     # === Saving ===
 
-    def _save(self) -> bool:
-        """Saves the run; returns whether it could be saved."""
+    def _save(self):
+        """Begins to save the run, when the save before it has ended."""
+        self._end_save()
         arrays, listed = variables.to_arrays(self.model)
         wrong = variables.first_not_finite(listed, arrays)
         if wrong is not None:
@@ -311,14 +317,23 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             "callbacks": callbacks,
             "variables": listed,
         }
+        copies = {name: np.array(array) for name, array in arrays.items()}
+        self._writing = self._checkpoints.begin_to_save(progress, copies)
+        self._saved_at = self._place.steps
+
+    def _end_save(self) -> bool:
+        """Waits for the save that has begun, if one has; returns whether it went well."""
+        if self._writing is None:
+            return True
+        writing, self._writing = self._writing, None
         try:
-            self._good = self._checkpoints.save(progress, arrays)
+            self._good = writing.result()
         except OSError as error:
             if self.on_error == "stop":
                 raise
             warnings.warn(f"{error} Training goes on without this checkpoint.", stacklevel=2)
             return False
-        self._saved_at, self._skips = self._place.steps, 0
+        self._skips = 0
         return True
 
     def _leave(self, can_save):
@@ -326,7 +341,8 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         name, place = self._signals.name, self._place
         if can_save:
             try:
-                if self._save():
+                self._save()
+                if self._end_save():
                     show(f"{name}: saved after {place.steps} steps in {self.folder}")
             except (OSError, FloatingPointError) as error:
                 show(f"{name}: {error}")
@@ -342,6 +358,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     def _meet_nan(self, what):
         """Ends training, or goes back to the last checkpoint and on with the data after this."""
         model, place = self.model, self._place
+        self._end_save()
         variables.bring_back(model)
         checkpoint = self._checkpoints.newest() if self._good else None
         epoch = place.epoch + bool(place.executions)
