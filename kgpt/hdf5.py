@@ -1,7 +1,12 @@
-"""HDF5 files on a disk that may be full."""
+"""HDF5 files on a disk that may be full, and what was read from them."""
 
 import io
 import os
+
+import ml_dtypes  # comes with Keras
+import numpy as np
+
+from kgpt.reading import check_finite
 
 
 class SafeFile(io.BytesIO):
@@ -57,3 +62,26 @@ class SafeFile(io.BytesIO):
         self._file = io.BytesIO()  # for what HDF5 writes of a file that it was not asked to close
         if self._error is not None:
             raise self._error
+
+
+def check_numbers(store):
+    """Raises ValueError if weights in an HDF5 file that Keras reads are NaN or infinite.
+
+    Args:
+        store: what Keras gives to `load_own_variables` of the model that a file is of. Of its other
+            formats, and of what is inside the model, nothing is looked at.
+    """
+    file = getattr(store, "h5_file", None)
+    if file is None or getattr(store, "_h5_entry_path", None):
+        return
+
+    def check(name, found):
+        if not hasattr(found, "dtype") or found.dtype.kind not in "fV" or not found.size:
+            return
+        values = np.asarray(found)
+        if found.attrs.get("dtype") == "bfloat16":
+            values = values.view(ml_dtypes.bfloat16).astype("float32")
+        if values.dtype.kind == "f":
+            check_finite(values, f"{name} of the file", "Try an earlier file.")
+
+    file.visititems(check)

@@ -55,12 +55,13 @@ def compiled_functions_end_with_their_file():
 # The mark `compiled` names the tests in these files that do.
 EAGER_ON_TENSORFLOW = (
     *("convert/test_presets", "convert/test_trained_heads", "data/", "generation/test_options"),
-    *("generation/test_samplers", "generation/test_spelling"),
+    *("callbacks/", "generation/test_samplers", "generation/test_spelling"),
     *("models/test_arguments_of_fit", "models/test_causal_lm", "models/test_classifier"),
     *("models/test_compile_arguments", "models/test_freezing", "models/test_head"),
     *("models/test_keras_", "models/test_lora", "models/test_multi", "models/test_regressor"),
     *("models/test_resize", "models/test_scoring", "models/test_text_straight_in"),
-    *("models/test_weights_and_targets", "test_docstring_examples", "test_old_files"),
+    *("models/test_weights_and_targets", "test_bad_use", "test_damaged_files"),
+    *("test_docstring_examples", "test_hostile_files", "test_old_files"),
 )
 
 

@@ -10,7 +10,7 @@ import kgpt
 
 # Each part may import, at the top of a file, itself and the parts before it.
 ORDER = (
-    *("keywords", "arguments", "console", "files", "hdf5", "reading", "locks", "text", "tokenizer"),
+    *("keywords", "arguments", "console", "files", "reading", "hdf5", "locks", "text", "tokenizer"),
     "data",
     "kernels",
     *("distribution", "initializers", "low_rank", "layers", "losses", "metrics", "muon"),

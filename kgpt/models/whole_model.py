@@ -15,7 +15,7 @@ from keras.src.utils.file_utils import is_remote_path
 from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 
 from kgpt.files import check_free_space, files_written_whole, written_whole
-from kgpt.hdf5 import SafeFile
+from kgpt.hdf5 import SafeFile, check_numbers
 from kgpt.locks import locked
 from kgpt.models import freezing, lora, lora_files, resize
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
@@ -151,6 +151,11 @@ class WholeModel:
                 path = Path(filepath).with_suffix(".json")
                 with files_written_whole(path.parent, last=path.name, manifest=False) as unfinished:
                     super().save_weights(unfinished / path.name, max_shard_size=max_shard_size)
+
+    def load_own_variables(self, store):
+        """Reads what is the model's own from a file, which Keras calls first of a whole one."""
+        check_numbers(store)
+        super().load_own_variables(store)
 
     # A backbone's; a task has its own.
     fit = locked(keras.Model.fit, training=True)

@@ -340,3 +340,20 @@ def test_a_model_is_saved_without_its_optimizer_on_request(tmp_path):
     assert not loaded.compiled
     assert int(keras.models.load_model(with_state).optimizer.iterations) == 1
     assert without.stat().st_size < 0.7 * with_state.stat().st_size
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["lm.keras", "lm.weights.h5"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, name, dtype):
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(11, 1, 2, 8, max_sequence_length=6, dtype=dtype))
+    kernel = lm.backbone.decoder_blocks[0].attention.weights[0]
+    read = lm.load_weights if name.endswith("h5") else keras.models.load_model
+    write = lm.save_weights if name.endswith("h5") else lm.save
+    write(tmp_path / name)
+    read(tmp_path / name)  # whole ones are read
+
+    kernel.assign(np.where(np.arange(24) == 5, np.nan, to_numpy(kernel)))
+    write(tmp_path / name)
+
+    with pytest.raises(ValueError, match="NaN or infinity in .*attention.* of the file"):
+        read(tmp_path / name)
