@@ -162,7 +162,7 @@ def pretrain(texts, arguments):
         validation_data=kgpt.data.windows(tokens.validation_path, **sizes),
         callbacks=[
             kgpt.callbacks.ResumableCheckpoint(output / "pretraining", save_freq=500),
-            kgpt.callbacks.GenerateSamples(["This movie"], max_new_tokens=50),
+            kgpt.callbacks.GenerateSamples(["This movie"], 50, sliding_window=True),
             KeepBodies(output / "bodies"),
         ],
         verbose=2,
