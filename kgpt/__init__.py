@@ -1,6 +1,6 @@
 """GPT models in Keras 3: pretrain on your own text, fine-tune on your own task."""
 
-from kgpt import callbacks, data, layers, metrics, plot, recipes
+from kgpt import callbacks, data, distribution, layers, metrics, plot, recipes
 from kgpt.convert.huggingface import from_huggingface, to_huggingface
 from kgpt.convert.keras_hub import from_keras_hub, to_keras_hub
 from kgpt.convert.model_card import model_card
@@ -28,6 +28,7 @@ __all__ = [
     "Tokenizer",
     "callbacks",
     "data",
+    "distribution",
     "from_huggingface",
     "from_keras_hub",
     "from_nanogpt",
@@ -41,7 +42,15 @@ __all__ = [
     "to_keras_hub",
 ]
 
-for _module in (callbacks, data, layers, metrics, plot, recipes):  # what `dir` shows of them
+for _module in (
+    callbacks,
+    data,
+    distribution,
+    layers,
+    metrics,
+    plot,
+    recipes,
+):
     _module.__dir__ = lambda names=_module.__all__: names
 
 

@@ -73,16 +73,16 @@ def next_token_loss(hidden_states, embedding, targets, weights, training: bool =
     weights = ops.reshape(ops.cast(weights, "float32"), (-1,))
     if embedding is None:
         return reference(rows, lambda logits: logits, targets, weights)
-    if training and embedding.quantization_mode:  # its own product has no gradient: it rounds
-        projection = embedding(ops.arange(embedding.input_dim))
-    elif training:
+    if not embedding.quantization_mode:
         # The reshape hands over a tensor: TensorFlow's custom gradients take no variables.
         projection = ops.reshape(embedding.embeddings, embedding.embeddings.shape)
+    elif training:  # its own product has no gradient: it rounds
+        projection = embedding(ops.arange(embedding.input_dim))
     else:
         projection = functools.partial(embedding, reverse=True)
     # 16 MiB of float32 logits, but enough rows for what each chunk costs.
     rows_per_chunk = max(768, 2**22 // embedding.input_dim)
-    return cross_entropy(rows, projection, targets, weights, rows_per_chunk)
+    return cross_entropy(rows, projection, targets, weights, rows_per_chunk, training)
 
 
 def _next(x):

@@ -123,6 +123,7 @@ ANY_BACKEND = (
     *("test_ci", "test_examples", "test_files", "test_house", "test_keywords", "test_promises"),
     *("test_public_names", "test_types", "test_values"),
     *("callbacks/test_run_identity", "test_bad_use", "test_damaged_files", "test_hostile_files"),
+    "test_distribution",
 )
 
 

@@ -11,10 +11,9 @@ import kgpt
 # Each part may import, at the top of a file, itself and the parts before it.
 ORDER = (
     *("keywords", "arguments", "console", "files", "reading", "hdf5", "locks", "text", "tokenizer"),
-    "data",
-    "kernels",
-    *("distribution", "initializers", "low_rank", "layers", "losses", "metrics", "muon"),
-    *("settings", "recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
+    *("distribution", "data", "kernels"),
+    *("initializers", "low_rank", "layers", "losses", "metrics", "muon", "settings"),
+    *("recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
 )
 # The files and folders that may ask for the backend.
 BACKEND = (

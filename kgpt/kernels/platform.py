@@ -6,6 +6,8 @@ import re
 import keras
 from keras import ops
 
+from kgpt.distribution import axis_name, num_devices, pin
+
 
 @functools.cache
 def device() -> str:
@@ -178,3 +180,28 @@ def num_replicas() -> int:
 
     context = tf.distribute.get_replica_context()
     return 1 if context is None else context.num_replicas_in_sync
+
+
+def by_shards(function, is_sum: tuple[bool, ...]):
+    """Returns a function of rows that each device of the batch axis computes for its own rows.
+
+    Args:
+        function: takes tensors `(rows, ...)` and returns a tuple of tensors, each a sum over rows
+            or itself `(rows, ...)`. It may be computed for a part of the rows.
+        is_sum: which of them are sums.
+    """
+
+    def of_all_rows(*tensors):
+        shards = num_devices("batch")
+        if shards == 1 or tensors[0].shape[0] % shards:
+            return function(*tensors)
+        import jax
+
+        tensors = [pin(ops.reshape(x, (shards, -1, *x.shape[1:])), "batch") for x in tensors]
+        found = jax.vmap(function, spmd_axis_name=axis_name("batch"))(*tensors)
+        return tuple(
+            ops.sum(x, axis=0) if adds else ops.reshape(x, (-1, *x.shape[2:]))
+            for x, adds in zip(found, is_sum, strict=True)
+        )
+
+    return of_all_rows

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kgpt.arguments import checked
+from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
 from kgpt.kernels import cache as kv_cache
 from kgpt.kernels.attention import attend, attention_scores
@@ -78,24 +79,21 @@ class CausalSelfAttention(keras.layers.Layer):
 
     def build(self, hidden_states_shape):
         """Makes the projections."""
-        hidden_dim = hidden_states_shape[-1]
-        if hidden_dim is None or hidden_dim % self.num_heads:
+        shape, dim = hidden_states_shape, hidden_states_shape[-1]
+        if dim is None or dim % self.num_heads:
             raise ValueError(
                 "num_heads must divide the width of the input. "
-                f"Received: num_heads={self.num_heads}, width={hidden_dim}."
+                f"Received: num_heads={self.num_heads}, width={dim}."
             )
-        head_dim = hidden_dim // self.num_heads
+        head_dim = dim // self.num_heads
         if self.rotary_positions and head_dim % 2:
             raise ValueError(
                 "rotary_positions need an even width of heads, rotated in pairs. Received: "
-                f"num_heads={self.num_heads}, width={hidden_dim}, or {head_dim} for each head."
+                f"num_heads={self.num_heads}, width={dim}, or {head_dim} for each head."
             )
-        self.query_key_value = built_dense(
-            self, 3 * hidden_dim, hidden_states_shape, self.kernel_initializer, "query_key_value"
-        )
-        self.output_projection = built_dense(
-            self, hidden_dim, hidden_states_shape, self.output_initializer, "output_projection"
-        )
+        inner, last = self.kernel_initializer, self.output_initializer
+        self.query_key_value = built_dense(self, 3 * dim, shape, inner, "query_key_value", "thirds")
+        self.output_projection = built_dense(self, dim, shape, last, "output_projection", "inputs")
         if self.query_key_norm:
             part = {"dtype": self.dtype_policy, "trainable": self.trainable}
             self.query_norm = keras.layers.RMSNormalization(name="query_norm", **part)
@@ -160,7 +158,7 @@ class CausalSelfAttention(keras.layers.Layer):
         length, head_dim = ops.shape(hidden_states)[1], hidden_states.shape[-1] // self.num_heads
         projected = self.query_key_value(hidden_states)  # (batch, length, 3 * hidden_dim)
         projected = ops.reshape(projected, (-1, length, 3, self.num_heads, head_dim))
-        query, key, value = ops.unstack(projected, axis=2)
+        query, key, value = ops.unstack(pin(projected, "batch", None, None, "model"), axis=2)
         if self.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.rotary_positions:

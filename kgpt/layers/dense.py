@@ -1,7 +1,6 @@
 """A linear map."""
 
 import keras
-from keras import ops
 
 from kgpt.kernels import linear
 from kgpt.low_rank import LowRankDense
@@ -15,10 +14,10 @@ class Dense(LowRankDense):
         *args, **kwargs: as for `keras.layers.Dense`.
     """
 
+    split = None  # how devices share its arithmetic, as for `kgpt.kernels.linear.affine`
+
     def call(self, inputs, training=None):
-        outputs = linear.matmul(inputs, self.kernel, training)
-        if self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
+        outputs = linear.affine(inputs, self.kernel, self.bias, training, self.split)
         return outputs if self.activation is None else self.activation(outputs)
 
     def quantize(self, mode=None, type_check=True, config=None):
@@ -26,7 +25,7 @@ class Dense(LowRankDense):
         super().quantize(mode, type_check=False, config=config)
 
 
-def built_dense(layer, units, inputs_shape, initializer, name, activation=None):
+def built_dense(layer, units, inputs_shape, initializer, name, split, activation=None):
     """Returns a built `Dense` with the dtype policy of the layer around it, frozen with it."""
     dense = Dense(
         units,
@@ -36,5 +35,6 @@ def built_dense(layer, units, inputs_shape, initializer, name, activation=None):
         trainable=layer.trainable,
         name=name,
     )
+    dense.split = split
     dense.build(inputs_shape)
     return dense

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from kgpt.arguments import checked
+from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
 from kgpt.layers.dropout import Dropout
 
@@ -95,14 +96,14 @@ class TokenAndPositionEmbedding(keras.layers.Layer):
     def call(self, inputs, segment_ids=None, position_ids=None, reverse=False, training=None):
         """Returns the embedded tokens; with `reverse`, the logits of hidden states."""
         if reverse:
-            return self.token_embedding(inputs, reverse=True)
+            return pin(self.token_embedding(inputs, reverse=True), "batch", ..., "model")
         self.check_length(inputs.shape[1])
         h = self.token_embedding(inputs)  # (batch, length, hidden_dim)
         if self.position_embedding is not None:
             if position_ids is None:
                 position_ids = _positions(inputs, segment_ids)  # (length,), or with a batch
             h = h + self.position_embedding(position_ids)
-        return self.dropout_layer(h, training=training)
+        return self.dropout_layer(pin(h, "batch"), training=training)
 
     def check_length(self, length: int | None):
         """Raises ValueError for a length that there are no positions for."""

@@ -65,11 +65,11 @@ class FeedForward(keras.layers.Layer):
         """Makes the two linear maps."""
         shape, units = hidden_states_shape, self.intermediate_dim
         self.expansion = built_dense(
-            self, units, shape, self.kernel_initializer, "expansion", self.activation
+            self, units, shape, self.kernel_initializer, "expansion", "outputs", self.activation
         )
         shape, units = (*shape[:-1], units), shape[-1]
         self.output_projection = built_dense(
-            self, units, shape, self.output_initializer, "output_projection"
+            self, units, shape, self.output_initializer, "output_projection", "inputs"
         )
         self.built = True
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from oracles import gradients, to_numpy
 
-from kgpt.kernels.linear import matmul, reference
+from kgpt.kernels.linear import affine, matmul, reference
 
 INPUTS = np.random.default_rng(0).standard_normal((2, 3, 5)).astype("float32")
 KERNEL = np.random.default_rng(1).standard_normal((5, 7)).astype("float32")
@@ -27,3 +27,12 @@ def test_in_training_values_and_gradients_are_those_of_the_formula(dtype, tolera
     for one, other in zip(found, results(reference, "float32"), strict=True):
         one = np.asarray(one, "float32")
         assert np.abs(one - other).max() < tolerance * np.abs(other).max() + 1e-6
+
+
+@pytest.mark.parametrize("split", [None, "inputs", "outputs", "thirds"])
+def test_on_one_device_how_devices_share_a_map_changes_nothing(split):
+    kernel, bias = KERNEL[:, :6], np.arange(6, dtype="float32")
+
+    found = affine(*map(keras.ops.convert_to_tensor, (INPUTS, kernel, bias)), split=split)
+
+    np.testing.assert_allclose(to_numpy(found), INPUTS @ kernel + bias, atol=1e-5)

@@ -1,0 +1,155 @@
+"""Trains small models on one and on eight simulated devices; prints what the tests compare.
+
+A process of its own, `python tests/eight_devices.py`: devices are divided before JAX starts.
+"""
+
+import json
+import math
+import os
+import re
+import warnings
+
+from xla_flags import XLA_FLAGS
+
+if __name__ == "__main__":  # and not where a test imports the sizes
+    os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_force_host_platform_device_count=8"
+
+import keras
+import numpy as np
+from keras.src.backend.jax import trainer
+
+import kgpt
+
+STEPS, ROWS, LENGTH, VOCABULARY = 50, 16, 12, 120
+SIZES = {"vocabulary_size": VOCABULARY, "num_layers": 1, "num_heads": 4, "hidden_dim": 32}
+SIZES["max_sequence_length"] = 16
+MESHES = {"data": (8,), "fsdp": (8,), "tensor": (2, 4), "tensor_fsdp": (2, 4)}
+MOVES = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+
+
+class Recorded:
+    """A function that JAX has compiled, which keeps XLA's text."""
+
+    def __init__(self, function, **options):
+        self.jitted, self.compiled, self.texts = jit(function, **options), {}, []
+
+    def __call__(self, state, data):
+        shapes = str(keras.tree.map_structure(np.shape, data))
+        if shapes not in self.compiled:
+            self.compiled[shapes] = self.jitted.lower(state, data).compile()
+            self.texts.append(self.compiled[shapes].as_text())
+        return self.compiled[shapes](state, data)
+
+
+jit = trainer.jit
+
+
+def distribution(style, sizes):
+    if style is None:
+        return None
+    mesh = keras.distribution.DeviceMesh(MESHES[style], ("batch", "model")[: len(MESHES[style])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layout_map = kgpt.distribution.layout_map(sizes, mesh, style=style)
+    return keras.distribution.ModelParallel(layout_map=layout_map)
+
+
+def make(kind, sizes, lora=False):
+    keras.utils.set_random_seed(0)
+    backbone = kgpt.GPTBackbone(**sizes, dropout=0.1)
+    if lora:
+        backbone.enable_lora(4, target_layer_names=["query", "value", "attention_output"])
+    is_lm = kind == "language model"
+    model = kgpt.CausalLM(backbone) if is_lm else kgpt.TextClassifier(backbone, num_classes=2)
+    model.compile(keras.optimizers.AdamW(3e-3))
+    return model
+
+
+def data(vocabulary):
+    """Rows that count up, of 2 to 12 tokens and padding, and whether their first token is odd."""
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, vocabulary, (STEPS * ROWS, 1))
+    ids = ((first + np.arange(LENGTH)) % vocabulary).astype("int32")
+    mask = np.arange(LENGTH) < rng.integers(2, LENGTH + 1, (STEPS * ROWS, 1))
+    return {"token_ids": ids, "padding_mask": mask}, (first[:, 0] % 2).astype("int32")
+
+
+def products(text):
+    """The multiplications and additions of all matrix products in a compiled step."""
+    shapes = {
+        name: [int(n) for n in shape.split(",") if n]
+        for name, shape in re.findall(r"%([\w.-]+) = \w+\[([\d,]*)\]", text)
+    }
+    total = 0
+    pattern = r"%([\w.-]+) = \S+ dot\(%([\w.-]+), .*?lhs_contracting_dims=\{([\d,]*)\}"
+    for name, left, dimensions in re.findall(pattern, text):
+        summed = math.prod(shapes[left][int(d)] for d in dimensions.split(","))
+        total += 2 * math.prod(shapes[name]) * summed
+    return total
+
+
+def moved(text, how=MOVES):
+    """The shapes that are moved between devices."""
+    lines = re.findall(rf"= (\S.*?) (?:{how})(?:-start)?\(", text)
+    shapes = [shape for line in lines for shape in re.findall(r"\w+\[([\d,]+)\]", line)]
+    return [[int(n) for n in shape.split(",")] for shape in shapes]
+
+
+def nbytes(variables):
+    """The bytes of variables on the first device, and of the whole."""
+    shards = [v.value.addressable_shards[0].data.nbytes for v in variables]
+    return sum(shards), sum(v.value.nbytes for v in variables)
+
+
+def run(kind, style, steps=STEPS, sizes=SIZES, lora=False, extras=False):
+    keras.distribution.set_distribution(distribution(style, sizes))
+    model = make(kind, sizes, lora)
+    x, labels = data(sizes["vocabulary_size"])
+    y = None if kind == "language model" else labels
+
+    def rows(start, stop):
+        return {k: v[start:stop] for k, v in x.items()}, None if y is None else y[start:stop]
+
+    batches = [rows(i * ROWS, (i + 1) * ROWS) for i in range(steps)]
+    found = {
+        "losses": [model.train_on_batch(*batch, return_dict=True)["loss"] for batch in batches]
+    }
+    [text] = texts_of(model.train_function)
+    found |= {"products": products(text), "moved": moved(text)}
+    found["gathered"] = moved(text, "all-gather")
+    matrices = [v for v in model.trainable_variables if len(v.shape) > 1]
+    of_optimizer = [v for v in model.optimizer.variables if len(v.shape) > 1]
+    found["matrices"], found["optimizer"] = nbytes(matrices), nbytes(of_optimizer)
+    if extras:
+        found["evaluate"] = model.evaluate(*rows(0, 32), batch_size=16, verbose=0, return_dict=True)
+        found["test products"] = products(texts_of(model.test_function)[0])
+        if kind == "language model":
+            prompts = [[5, 6, 7], [70, 71, 72, 73, 74]]
+            found["generate"] = model.generate(prompts, 5, sampler="greedy", stop_token_ids=None)
+    return found
+
+
+def texts_of(function):
+    """The texts of a function that Keras has made around a compiled step."""
+    cells = [cell.cell_contents for cell in function.__closure__]
+    [recorded] = [one for one in cells if isinstance(one, Recorded)]
+    return recorded.texts
+
+
+def main():
+    trainer.jit = Recorded
+    styles = (None, *MESHES)
+    results = {}
+    for kind in ("language model", "classifier"):
+        for style in styles:
+            extras = kind == "language model"
+            results[f"{kind}, {style}"] = run(kind, style, extras=extras)
+    odd = {**SIZES, "vocabulary_size": 90}
+    for style in (None, "tensor_fsdp"):
+        results[f"odd vocabulary, {style}"] = run("language model", style, 10, odd)
+        results[f"LoRA, {style}"] = run("language model", style, 10, lora=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

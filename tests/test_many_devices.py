@@ -1,0 +1,108 @@
+"""Training on eight simulated devices of the JAX backend equals training on one, in each style."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+if keras.backend.backend() != "jax":
+    pytest.skip("keras.distribution acts on the JAX backend", allow_module_level=True)
+
+from eight_devices import LENGTH, MESHES, ROWS, SIZES, VOCABULARY
+
+TESTS = Path(__file__).parent
+SHARDED = [style for style in MESHES if style != "data"]
+KINDS = ["language model", "classifier"]
+
+
+@pytest.fixture(scope="module")
+def results():
+    done = subprocess.run(
+        [sys.executable, TESTS / "eight_devices.py"],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("style", MESHES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_fifty_steps_have_the_losses_of_one_device(results, kind, style):
+    one, eight = results[f"{kind}, None"], results[f"{kind}, {style}"]
+
+    assert eight["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    assert one["losses"][-1] < one["losses"][0] - 0.1  # something was learned
+
+
+@pytest.mark.parametrize("case", ["odd vocabulary", "LoRA"])
+def test_so_have_a_vocabulary_that_does_not_divide_and_lora(results, case):
+    one, eight = results[f"{case}, None"], results[f"{case}, tensor_fsdp"]
+
+    assert eight["losses"] == pytest.approx(one["losses"], abs=1e-4)
+
+
+@pytest.mark.parametrize("style", MESHES)
+def test_evaluation_and_generation_equal_those_of_one_device(results, style):
+    one, eight = results["language model, None"], results[f"language model, {style}"]
+
+    assert eight["evaluate"] == pytest.approx(one["evaluate"], abs=1e-4)
+    assert eight["generate"] == one["generate"]
+
+
+@pytest.mark.parametrize("style", MESHES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_device_computes_an_eighth(results, kind, style):
+    one, eight = results[f"{kind}, None"], results[f"{kind}, {style}"]
+
+    assert eight["products"] * 8 == pytest.approx(one["products"], rel=0.1)
+
+
+@pytest.mark.parametrize("style", MESHES)
+def test_each_device_computes_an_eighth_of_an_evaluation(results, style):
+    one, eight = results["language model, None"], results[f"language model, {style}"]
+
+    assert eight["test products"] * 8 == pytest.approx(one["test products"], rel=0.1)
+
+
+@pytest.mark.parametrize("style", MESHES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_optimizer_are_divided_among_the_devices(results, kind, style):
+    found = results[f"{kind}, {style}"]
+    share = {"data": 1, "tensor": 4}.get(style, 8)
+
+    for part in ("matrices", "optimizer"):
+        on_first, whole = found[part]
+        head = 32 * 2 * 4 * (2 if part == "optimizer" else 1) if kind == "classifier" else 0
+        if style == "tensor":  # has the head whole
+            on_first, whole = on_first - head, whole - head
+        assert on_first * share == pytest.approx(whole, rel=0.01)
+
+
+@pytest.mark.parametrize("style", MESHES)
+def test_logits_do_not_move_between_devices(results, style):
+    moved = results[f"language model, {style}"]["moved"]
+
+    assert moved  # gradients, for one
+    assert not [shape for shape in moved if is_logits(shape)]
+
+
+@pytest.mark.parametrize("style", ["data", "tensor"])
+def test_the_embedding_does_not_move_over_the_model_axis(results, style):
+    whole = [VOCABULARY, SIZES["hidden_dim"]]
+    moved = results[f"language model, {style}"]["gathered"]
+
+    assert whole not in moved
+    assert whole[::-1] not in moved
+
+
+def is_logits(shape):
+    """Whether a shape has an axis of the vocabulary, or of a part of it, and one of rows."""
+    rows = {ROWS * LENGTH // n for n in (1, 2, 8)}
+    return bool(rows & set(shape)) and bool({VOCABULARY, VOCABULARY // 4} & set(shape))
