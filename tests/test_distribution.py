@@ -184,3 +184,18 @@ def test_without_a_distribution_pin_gives_what_it_got():
     x = keras.ops.ones((2, 3))
 
     assert kgpt.distribution.pin(x, "batch", ..., "model") is x
+
+
+def test_a_distribution_that_the_backend_ignores_is_refused():
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX has keras.distribution")
+    lm = kgpt.CausalLM(make_backbone())
+    layout_map = kgpt.distribution.layout_map(lm, mesh(4), style="fsdp")
+
+    distribution = keras.distribution.ModelParallel(layout_map=layout_map)
+
+    with (
+        distribution.scope(),
+        pytest.raises(ValueError, match=r"no effect on .* KERAS_BACKEND=jax"),
+    ):
+        lm.fit(np.zeros((4, 8), "int32"), verbose=0)

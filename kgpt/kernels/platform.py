@@ -1,6 +1,7 @@
 """What the kernels ask of the backend: its device, an order of computation, a custom gradient."""
 
 import functools
+import os
 import re
 
 import keras
@@ -205,3 +206,15 @@ def by_shards(function, is_sum: tuple[bool, ...]):
         )
 
     return of_all_rows
+
+
+def num_torch_processes() -> int:
+    """Returns how many processes PyTorch's launcher or process group has, which `fit` ignores."""
+    is_torch = keras.config.backend() == "torch"
+    if not is_torch or keras.distribution.distribution() is not None:
+        return 1
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))  # of torchrun

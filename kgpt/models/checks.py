@@ -8,6 +8,8 @@ import numpy as np
 from keras import ops
 
 from kgpt.arguments import refuse
+from kgpt.distribution import current
+from kgpt.kernels.platform import num_torch_processes
 
 # Keras's losses that take logits only with from_logits=True.
 _OF_PROBABILITIES = (
@@ -17,6 +19,28 @@ _OF_PROBABILITIES = (
     keras.losses.BinaryCrossentropy,
     keras.losses.BinaryFocalCrossentropy,
 )
+
+
+def check_devices():
+    """Refuses a distribution that the backend ignores; warns of processes that train apart.
+
+    Raises:
+        ValueError: for a `keras.distribution` on a backend that has none.
+    """
+    if keras.distribution.distribution() is not current():
+        raise ValueError(
+            "keras.distribution has no effect on this backend of Keras. Received: "
+            f"{keras.distribution.distribution()!r:.80}. Try KERAS_BACKEND=jax."
+        )
+    count = num_torch_processes()
+    if count > 1:
+        warnings.warn(
+            f"{count} processes of PyTorch call fit, and each of them trains a model of its own: "
+            "Keras exchanges no gradients between them. Try a loop with "
+            "torch.nn.parallel.DistributedDataParallel around model.compute_loss, or the JAX "
+            "backend with kgpt.distribution.",
+            stacklevel=6,
+        )
 
 
 def as_array(x) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from kgpt.data.text_sources import is_text, split_texts
 from kgpt.data.updates import Updates, by_update
 from kgpt.models.checks import (
     as_arrays,
+    check_devices,
     check_rate_callbacks,
     check_rows,
     check_something_counts,
@@ -298,6 +299,7 @@ def _set_class_weight(task, class_weight):
 
 def _prepare_fit(task, class_weight, callbacks):
     """Returns the callbacks of a fit, after what it needs of the model."""
+    check_devices()
     _set_class_weight(task, class_weight)
     revive_lora(task.backbone)
     callbacks = _as_list(callbacks)
