@@ -224,3 +224,26 @@ def num_devices(axis: str) -> int:
         return 1
     mesh = current().device_mesh
     return mesh.shape[list(mesh.axis_names).index(name)]
+
+
+# === Processes ===
+
+
+def process() -> tuple[int, int]:
+    """Returns the number of this process, and how many there are, as Keras's backend knows them."""
+    library = distribution_lib.distribution_lib  # of the backend; None on PyTorch
+    if not hasattr(library, "process_id"):
+        return 0, 1
+    return library.process_id(), library.num_processes()
+
+
+def data_shard() -> tuple[int, int]:
+    """Returns which shard of the data this process reads, and the number of shards.
+
+    Processes that hold parts of one replica of the model read the same.
+    """
+    distribution = current()
+    if distribution is None:
+        return process()
+    shards = min(distribution.num_processes, distribution.num_model_replicas)
+    return distribution.data_shard_id, shards

@@ -55,7 +55,12 @@ def compiled_functions_end_with_their_file():
 # The mark `compiled` names the tests in these files that do.
 EAGER_ON_TENSORFLOW = (
     *("convert/test_presets", "convert/test_trained_heads", "data/", "generation/test_options"),
-    *("benchmarks/test_label", "callbacks/", "generation/test_samplers", "generation/test_spelling"),
+    *(
+        "benchmarks/test_label",
+        "callbacks/",
+        "generation/test_samplers",
+        "generation/test_spelling",
+    ),
     *("models/test_arguments_of_fit", "models/test_causal_lm", "models/test_classifier"),
     *("models/test_compile_arguments", "models/test_freezing", "models/test_head"),
     *("models/test_keras_", "models/test_lora", "models/test_multi", "models/test_regressor"),

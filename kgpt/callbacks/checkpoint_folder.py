@@ -15,6 +15,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
+from kgpt.distribution import process
 from kgpt.files import (
     MANIFEST,
     DamagedError,
@@ -23,6 +24,7 @@ from kgpt.files import (
     folder_written_whole,
     make_folder,
 )
+from kgpt.kernels.platform import in_first_process
 
 FORMAT = 2
 _NAME = re.compile(r"checkpoint-\d{8,}")
@@ -97,8 +99,11 @@ class CheckpointFolder:
             RuntimeError: if somebody else trains with the folder.
             OSError: if it can't be made or written to.
         """
+        in_first_process(self._open, None if is_closed_in_the_end else threading.get_ident())
+
+    def _open(self, thread):
         make_folder(self.path)
-        self._lock(None if is_closed_in_the_end else threading.get_ident())
+        self._lock(thread)
         self.wait()
         for path in self.path.glob("checkpoint-*.partial"):
             shutil.rmtree(path, ignore_errors=True)
@@ -141,17 +146,26 @@ class CheckpointFolder:
     def save(self, progress: dict, arrays: dict[str, np.ndarray]) -> Path:
         """Writes the next checkpoint, and removes those that are too many; returns its path.
 
+        Of several processes the first one writes.
+
         Raises:
             OSError: one line, if it can't be written. The earlier ones stay.
         """
-        return self._write(json.dumps({"format": FORMAT, **progress}), arrays)
+        in_first_process(self._write, json.dumps({"format": FORMAT, **progress}), arrays)
+        return self._checkpoints()[-1]
 
     def begin_to_save(self, progress: dict, arrays: dict[str, np.ndarray]):
         """Writes the next checkpoint in a thread of its own, as `save`; one at a time.
 
+        Several processes, which wait for each other, write before this returns.
+
         Returns:
             A `concurrent.futures.Future` of the path. The arrays must not change until it is done.
         """
+        if process()[1] > 1:
+            writing = concurrent.futures.Future()
+            writing.set_result(self.save(progress, arrays))
+            return writing
         text = json.dumps({"format": FORMAT, **progress})  # now: parts of it change in training
         executor = concurrent.futures.ThreadPoolExecutor(1, "kgpt-checkpoint")
         writing = executor.submit(self._write, text, arrays)

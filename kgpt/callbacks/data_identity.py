@@ -10,8 +10,8 @@ from kgpt.data.batches import ResumableBatches
 _BLOCKS, _BLOCK_BYTES = 64, 2**16
 _MAPPED_BYTES, _ARRAY_BYTES = _BLOCKS * _BLOCK_BYTES, 2**28  # what is read whole
 
-# What fingerprints tell too, and which of a run's processes this is.
-_LEFT_OUT = ("num_tokens", "num_examples", "shard_index")
+# What fingerprints tell too.
+_LEFT_OUT = ("num_tokens", "num_examples")
 
 
 def data_identity(data) -> dict:

@@ -14,6 +14,7 @@ from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 from kgpt.callbacks.epochs import Place
 from kgpt.callbacks.signals import Signals
 from kgpt.console import show
+from kgpt.distribution import process
 
 _CALLBACKS = "callbacks/"
 _ELSEWHERE = "Take another folder, or delete this one to begin afresh."
@@ -38,14 +39,18 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     for it. It appears in the folder when it is complete and on the disk; an older one goes only
     then, so that a kill or a power cut at any moment leaves one to go on from. Hashes show damage:
     a damaged checkpoint is named in a warning, and the one before it used. If all are damaged, an
-    error says so. One process at a time trains with a folder.
+    error says so. One run at a time trains with a folder.
+
+    Several processes of one run (`keras.distribution.initialize`) share a folder on a disk that all
+    of them reach. The first one writes; weights that are divided among the processes are gathered
+    one by one, into the memory of each host. Any number of processes goes on from it, one too.
 
     A checkpoint of another run is refused, with what is different: model, data, optimizer. Of what
     may change, such as validation data, a new learning rate counts.
 
     SIGTERM, SIGINT (Ctrl-C) and SIGHUP let the step or the validation end, save, and then act as
     ever: an interrupted process raises KeyboardInterrupt, a terminated one dies of the signal. A
-    second Ctrl-C acts at once. This needs the main thread.
+    second Ctrl-C acts at once. This needs the main thread, and a run of one process.
 
     A loss or weight that is not finite is never saved.
 
@@ -179,7 +184,8 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         self._saved_at, self._good, self._skips, self._skipped = 0, None, 0, []
         self._resumed = self._metrics = None
         self._stops_after_epoch = False
-        if self.handle_signals and self._fit:  # one of Keras would not say that it has failed
+        # One of Keras would not say that it has failed, and one process could not save alone.
+        if self.handle_signals and self._fit and process()[1] == 1:
             self._signals.install()
         if self._checkpoint is not None:
             self._resume(self._checkpoint)

@@ -4,6 +4,8 @@ import keras
 import ml_dtypes  # comes with Keras
 import numpy as np
 
+from kgpt.kernels.platform import to_numpy
+
 _IN_16_BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
@@ -108,7 +110,7 @@ def _key(part, number):
 
 
 def _to_array(variable):
-    array = np.asarray(keras.ops.convert_to_numpy(variable))
+    array = to_numpy(variable)
     dtype = _IN_16_BITS.get(keras.backend.standardize_dtype(variable.dtype))
     # numpy's files don't know bfloat16, and PyTorch gives it as float32.
     return array if dtype is None else array.astype(dtype).view("uint16")

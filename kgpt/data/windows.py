@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import keras
 import numpy as np
 
-from kgpt.arguments import checked
+from kgpt.arguments import checked, is_int
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.token_file import TokenFile
+from kgpt.distribution import data_shard
 
 _READ_THREADS = 4  # overlap the page faults of a file that is not in memory
 _BATCHES_AHEAD = 8
@@ -58,9 +58,12 @@ def windows(
             True with a seed (fixed shapes in training) and False without (every window is read).
         repeat: bool. Whether passes follow each other without end, for `fit` with
             `steps_per_epoch`. Without it, an epoch of Keras is a pass.
-        shard_index: optional int. Which shard of the windows this process reads. By default JAX's
-            process index on the JAX backend, otherwise 0.
-        shard_count: optional int. Number of shards, which have equal numbers of batches.
+        shard_index: optional int. Which shard of the windows this process reads. By default that
+            of the current `keras.distribution`, in which processes that divide a model read the
+            same; without one, JAX's process index on the JAX backend, otherwise 0.
+        shard_count: optional int. Number of shards, which have equal numbers of batches. The state
+            of the batches has no shard in it: another number of processes may go on from it, whose
+            batches have together as many windows.
 
     Returns:
         `TokenWindows`. Each batch is `(x, y)`, or `(x, y, sample_weight)` with `segment_ids`:
@@ -139,8 +142,17 @@ class TokenWindows(ResumableBatches):
         return batches
 
     def _what_batches_depend_on(self) -> dict:
-        config = {key: value for key, value in self._config.items() if key != "path"}
+        of_process = ("path", "shard_index", "shard_count")
+        config = {key: value for key, value in self._config.items() if key not in of_process}
+        config["batch_size"] *= self._config["shard_count"]  # of all processes together
         return {"num_tokens": len(self._tokens), **config}
+
+    def set_state(self, state: dict):
+        given = state if isinstance(state, dict) else {}
+        if is_int(given.get("shard_count")) and is_int(given.get("batch_size")):
+            # Of an earlier version, in which it was a process's own.
+            state = {**given, "batch_size": given["batch_size"] * given["shard_count"]}
+        super().set_state(state)
 
     def _content(self) -> dict:
         return {"tokens": self._tokens.mapped}
@@ -164,7 +176,7 @@ class TokenWindows(ResumableBatches):
             self._checked_sizes.add(vocabulary_size)
 
     def _order(self):
-        """Returns the window numbers of each batch, as a grain dataset of int64 `(batch,)`."""
+        """Returns the window numbers of each batch of all shards, a grain dataset of int64."""
         grain = _import_grain()
         config = self._config
         order = grain.MapDataset.range(self._num_windows)
@@ -173,13 +185,18 @@ class TokenWindows(ResumableBatches):
             spread = np.random.SeedSequence(config["seed"]).generate_state(1)
             order = order.shuffle(seed=int(spread[0]))
         in_all_shards = self._num_windows // config["shard_count"] * config["shard_count"]
-        order = order[config["shard_index"] : in_all_shards : config["shard_count"]]
-        return order.batch(
-            config["batch_size"], drop_remainder=config["drop_remainder"], batch_fn=np.asarray
+        return order[:in_all_shards].batch(
+            config["batch_size"] * config["shard_count"],
+            drop_remainder=config["drop_remainder"],
+            batch_fn=np.asarray,
         )
 
     def _read(self, batch_number: int, window_numbers: np.ndarray) -> tuple:
         length, end_of_text_id = self._config["sequence_length"], self._config["end_of_text_id"]
+        # Neighbours in the batch, whose rows are then in the same order however many processes are.
+        count = len(window_numbers) // self._config["shard_count"]
+        first = self._config["shard_index"] * count
+        window_numbers = window_numbers[first : first + count]  # (batch,)
         starts = window_numbers * length + self._offset(batch_number // len(self))
         tokens = self._tokens.windows(starts, length + 1)  # (batch, length + 1)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -209,21 +226,13 @@ def _shard(shard_index: int | None, shard_count: int | None) -> tuple[int, int]:
             f"Received: shard_index={shard_index}, shard_count={shard_count}."
         )
     if shard_count is None:
-        shard_index, shard_count = _process()
+        shard_index, shard_count = data_shard()
     if shard_index >= shard_count:
         raise ValueError(
             "shard_index must be less than shard_count. "
             f"Received: shard_index={shard_index}, shard_count={shard_count}."
         )
     return shard_index, shard_count
-
-
-def _process() -> tuple[int, int]:
-    if keras.backend.backend() != "jax":
-        return 0, 1
-    import jax
-
-    return jax.process_index(), jax.process_count()
 
 
 def _import_grain():

@@ -5,9 +5,10 @@ import os
 import re
 
 import keras
+import numpy as np
 from keras import ops
 
-from kgpt.distribution import axis_name, num_devices, pin
+from kgpt.distribution import axis_name, num_devices, pin, process
 
 
 @functools.cache
@@ -206,6 +207,54 @@ def by_shards(function, is_sum: tuple[bool, ...]):
         )
 
     return of_all_rows
+
+
+# === Several processes ===
+
+
+def is_in_parts(variable) -> bool:
+    """Returns whether the processes hold different parts of a variable."""
+    value = getattr(variable, "value", None)
+    is_whole = getattr(value, "is_fully_addressable", True) or value.is_fully_replicated
+    return not is_whole
+
+
+def to_numpy(variable) -> np.ndarray:
+    """Returns a variable's whole value; where processes hold parts, all of them must ask for it."""
+    if not is_in_parts(variable):
+        return np.asarray(ops.convert_to_numpy(variable))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(variable.value, tiled=True))
+
+
+def in_first_process(action, *args):
+    """Calls an action in one process, while the others wait; returns its result there, else None.
+
+    Raises:
+        Exception: what the action raises; in the other processes an OSError if it is one, and else
+            a RuntimeError.
+    """
+    number, count = process()
+    if count == 1:
+        return action(*args)
+    from jax.experimental import multihost_utils
+
+    error = result = None
+    if number == 0:
+        try:
+            result = action(*args)
+        except Exception as raised:
+            error = raised
+    failures = np.array([error is not None, isinstance(error, OSError)])
+    has_failed, is_of_system = multihost_utils.broadcast_one_to_all(failures)
+    if error is not None:
+        raise error
+    if has_failed:
+        raise (OSError if is_of_system else RuntimeError)(
+            "The first process has failed: see there."
+        )
+    return result
 
 
 def num_torch_processes() -> int:

@@ -14,8 +14,10 @@ from keras.src.saving.saving_lib import is_memory_sufficient
 from keras.src.utils.file_utils import is_remote_path
 from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 
+from kgpt.distribution import process
 from kgpt.files import check_free_space, files_written_whole, written_whole
 from kgpt.hdf5 import SafeFile, check_numbers
+from kgpt.kernels.platform import is_in_parts
 from kgpt.locks import locked
 from kgpt.models import freezing, lora, lora_files, resize
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
@@ -105,6 +107,8 @@ class WholeModel:
 
         Raises:
             OSError: if it can't be written, with the reason.
+            RuntimeError: where several processes hold different parts of the weights. Where each
+                has them whole, the first one writes.
 
         Example:
             lm.save("lm.keras")
@@ -112,6 +116,8 @@ class WholeModel:
         if not include_optimizer:
             with _not_compiled(self):
                 return self.save(filepath, overwrite, zipped, **kwargs)
+        if not _is_written_here(self):
+            return
         is_folder = zipped is False
         if not _is_local(filepath, "" if is_folder else (".keras", ".h5", ".hdf5")):
             super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
@@ -140,6 +146,8 @@ class WholeModel:
         Example:
             lm.save_weights("lm.weights.h5")
         """
+        if not _is_written_here(self):
+            return
         if not _is_local(filepath, (".weights.h5", ".weights.json")):
             super().save_weights(filepath, overwrite=overwrite, max_shard_size=max_shard_size)
         elif _may_write(filepath, overwrite):
@@ -211,6 +219,21 @@ def num_bytes(variables) -> int:
 def _saved_variables(model) -> list:
     optimizer = getattr(model, "optimizer", None)
     return [*model.variables, *getattr(optimizer, "variables", ())]
+
+
+def _is_written_here(model) -> bool:
+    """Returns whether this process writes a model's files: the first of several does.
+
+    Raises:
+        RuntimeError: where the processes hold different parts of the weights.
+    """
+    if any(map(is_in_parts, _saved_variables(model))):
+        raise RuntimeError(
+            "No process has the whole of a model whose weights several processes divide. Received: "
+            f"{process()[1]} processes. Train with kgpt.callbacks.ResumableCheckpoint, and run the "
+            "same script in one process then: it restores the end of the run, and saves the model."
+        )
+    return process()[0] == 0
 
 
 def _is_local(path, endings):

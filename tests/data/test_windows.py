@@ -173,6 +173,38 @@ def test_shards_share_the_windows_and_have_as_many_batches(folder, seed):
     assert len(set().union(*seen)) == sum(map(len, seen))
 
 
+@pytest.mark.parametrize("shard_count", [1, 2, 4])
+def test_any_number_of_processes_goes_on_where_others_stopped(folder, shard_count):
+    path = token_file(folder, np.arange(66))  # 16 windows of 4
+    alone = windows(path, 4, 4, seed=3)
+    expected = [set(starts([batch])) for batch in alone][2:]
+    state = windows(path, 4, 2, seed=3, shard_index=1, shard_count=2).get_state()
+
+    shards = []
+    for index in range(shard_count):
+        batch_size = 4 // shard_count
+        data = windows(path, 4, batch_size, 3, shard_index=index, shard_count=shard_count)
+        data.resume(state, batches_read=2)
+        shards.append(list(data))
+
+    found = [
+        set().union(*(starts([batch]) for batch in parts)) for parts in zip(*shards, strict=True)
+    ]
+    assert found == expected
+
+
+def test_a_state_of_an_earlier_version_has_the_batches_of_one_process(folder):
+    path = token_file(folder, np.arange(66))
+    old = {"next_batch": 3, "batch_size": 2, "seed": 3, "shard_index": 1, "shard_count": 2}
+
+    data = windows(path, 4, 2, seed=3, shard_index=0, shard_count=2)
+    data.set_state(old)
+
+    assert data.get_state()["next_batch"] == 3
+    with pytest.raises(ValueError, match="same data"):
+        windows(path, 4, 2, seed=3).set_state(old)
+
+
 def test_windows_survive_pickling_without_carrying_the_file(folder):
     data = windows(token_file(folder, np.arange(50_000)), 4, 3, seed=5)
     data.set_state({"next_batch": 7})
