@@ -247,3 +247,11 @@ def data_shard() -> tuple[int, int]:
         return process()
     shards = min(distribution.num_processes, distribution.num_model_replicas)
     return distribution.data_shard_id, shards
+
+
+def num_own_shards() -> int:
+    """Returns how many parts this process's batches are divided into among its devices."""
+    distribution = current()
+    if distribution is None:
+        return 1
+    return max(1, distribution.num_model_replicas // distribution.num_processes)

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # and not where a test imports the sizes
 
 import keras
 import numpy as np
+from data.labelled import TOKENIZER
 from keras.src.backend.jax import trainer
 
 import kgpt
@@ -123,9 +124,37 @@ def run(kind, style, steps=STEPS, sizes=SIZES, lora=False, extras=False):
     if extras:
         found["evaluate"] = model.evaluate(*rows(0, 32), batch_size=16, verbose=0, return_dict=True)
         found["test products"] = products(texts_of(model.test_function)[0])
-        if kind == "language model":
-            prompts = [[5, 6, 7], [70, 71, 72, 73, 74]]
-            found["generate"] = model.generate(prompts, 5, sampler="greedy", stop_token_ids=None)
+    if extras and style in (None, "tensor_fsdp"):
+        prompts = [[5, 6, 7], [70, 71, 72, 73, 74]]
+        found["generate"] = model.generate(prompts, 5, sampler="greedy", stop_token_ids=None)
+        found["score"] = model.score(prompts).tolist()
+        found["embed"] = model.embed(prompts).tolist()
+    return found
+
+
+def run_uneven(style):
+    """Batches of seven, four and three rows, which eight devices do not divide."""
+    sizes = {**SIZES, "vocabulary_size": TOKENIZER.vocabulary_size}
+    keras.distribution.set_distribution(distribution(style, sizes))
+    x, labels = data(sizes["vocabulary_size"])
+    x, labels = {name: rows[:7] for name, rows in x.items()}, labels[:7]
+    weights = np.linspace(0, 2, 7).astype("float32")
+    quiet = {"batch_size": 7, "verbose": 0}
+
+    lm = make("language model", sizes)
+    found = {"fit": lm.fit(x, sample_weight=weights, epochs=2, shuffle=False, **quiet).history}
+    found["evaluate"] = lm.evaluate(x, batch_size=4, verbose=0)
+    found["train_on_batch"] = lm.train_on_batch(x, sample_weight=weights)
+    found["predict"] = lm.predict(x, **quiet).tolist()
+
+    classifier = make("classifier", sizes)
+    texts = ["a", "bc", "def", "gh", "i", "jkl", "m"]
+    batches = kgpt.data.classification(texts, labels.tolist(), TOKENIZER, 12, 7, seed=0)
+    found["kgpt.data"] = classifier.fit(batches, validation_data=batches, verbose=0).history
+    found["texts"] = classifier.predict(batches, verbose=0).tolist()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile("sgd", loss, weighted_metrics=["accuracy"])
+    found["a Keras loss"] = classifier.test_on_batch(x, labels, weights)
     return found
 
 
@@ -148,6 +177,8 @@ def main():
     for style in (None, "tensor_fsdp"):
         results[f"odd vocabulary, {style}"] = run("language model", style, 10, odd)
         results[f"LoRA, {style}"] = run("language model", style, 10, lora=True)
+    trainer.jit = jit
+    results["uneven"] = [run_uneven(style) for style in (None, "fsdp")]
     print(json.dumps(results))
 
 

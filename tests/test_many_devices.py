@@ -15,7 +15,8 @@ if keras.backend.backend() != "jax":
 from eight_devices import LENGTH, MESHES, ROWS, SIZES, VOCABULARY
 
 TESTS = Path(__file__).parent
-SHARDED = [style for style in MESHES if style != "data"]
+# Into how many parts matrices are divided, and that of a head, which no axis of the model divides.
+PARTS = {"data": (1, 1), "fsdp": (8, 8), "tensor": (4, 1), "tensor_fsdp": (8, 2)}
 KINDS = ["language model", "classifier"]
 
 
@@ -49,11 +50,19 @@ def test_so_have_a_vocabulary_that_does_not_divide_and_lora(results, case):
 
 
 @pytest.mark.parametrize("style", MESHES)
-def test_evaluation_and_generation_equal_those_of_one_device(results, style):
+def test_evaluation_equals_that_of_one_device(results, style):
     one, eight = results["language model, None"], results[f"language model, {style}"]
 
     assert eight["evaluate"] == pytest.approx(one["evaluate"], abs=1e-4)
+
+
+def test_generation_and_scores_equal_those_of_one_device(results):
+    one, eight = results["language model, None"], results["language model, tensor_fsdp"]
+
     assert eight["generate"] == one["generate"]
+    assert eight["score"] == pytest.approx(one["score"], abs=1e-3)
+    for a, b in zip(one["embed"], eight["embed"], strict=True):
+        assert b == pytest.approx(a, abs=1e-3)
 
 
 @pytest.mark.parametrize("style", MESHES)
@@ -75,14 +84,12 @@ def test_each_device_computes_an_eighth_of_an_evaluation(results, style):
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_and_optimizer_are_divided_among_the_devices(results, kind, style):
     found = results[f"{kind}, {style}"]
-    share = {"data": 1, "tensor": 4}.get(style, 8)
+    parts, of_head = PARTS[style]
 
-    for part in ("matrices", "optimizer"):
+    for part, copies in {"matrices": 1, "optimizer": 2}.items():
         on_first, whole = found[part]
-        head = 32 * 2 * 4 * (2 if part == "optimizer" else 1) if kind == "classifier" else 0
-        if style == "tensor":  # has the head whole
-            on_first, whole = on_first - head, whole - head
-        assert on_first * share == pytest.approx(whole, rel=0.01)
+        head = copies * 4 * SIZES["hidden_dim"] * 2 if kind == "classifier" else 0
+        assert on_first == (whole - head) / parts + head / of_head
 
 
 @pytest.mark.parametrize("style", MESHES)
@@ -100,6 +107,15 @@ def test_the_embedding_does_not_move_over_the_model_axis(results, style):
 
     assert whole not in moved
     assert whole[::-1] not in moved
+
+
+def test_batches_that_devices_do_not_divide_count_as_on_one_device(results):
+    one, eight = results["uneven"]
+
+    assert one.keys() == eight.keys()
+    for name in one:
+        found, expected = (keras.tree.flatten(figures[name]) for figures in (eight, one))
+        assert found == pytest.approx(expected, abs=1e-4, rel=1e-4), name
 
 
 def is_logits(shape):

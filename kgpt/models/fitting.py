@@ -7,6 +7,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 
 from kgpt.console import with_progress_bar
 from kgpt.data.batches import ResumableBatches
+from kgpt.data.filling import FilledBatches, fill_batch, filled
 from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
 from kgpt.data.task_batches import TaskBatches
 from kgpt.data.text_sources import is_text, split_texts
@@ -80,7 +81,7 @@ def fit(
         validation = _validation(self, validation_data, batch_size, **options)
         options["validation_data"] = validation.data
     batching = (batch_size, kwargs.get("steps_per_epoch"), shuffle)
-    data = by_update(training.data, _updates(self), *batching)
+    data = _batches(self, training.data, *batching)
     with errors_of(training, validation), data as (x, y, sample_weight), running.around(self):
         options.update(shuffle=shuffle, sample_weight=sample_weight)
         return keras.Model.fit(
@@ -141,7 +142,7 @@ def evaluate(
         x, y, sample_weight = _with_arrays(x, y, sample_weight)
         x, y, sample_weight = _without_texts(self, x, y, sample_weight, batch_size)
         source = _source(self, _from_beginning(x, steps), y, sample_weight)
-        x, y, sample_weight = source.data
+        x, y, sample_weight = filled(*source.data, batch_size, steps)
     callbacks = with_progress_bar(callbacks, verbose)
     with errors_of(source):
         return keras.Model.evaluate(
@@ -166,7 +167,10 @@ def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, call
     )
     callbacks = with_progress_bar(callbacks, verbose)
     with errors_of(source):
-        outputs = keras.Model.predict(self, source.data[0], batch_size, verbose, steps, callbacks)
+        data, *_ = filled(source.data[0], batch_size=batch_size, steps=steps)
+        outputs = keras.Model.predict(self, data, batch_size, verbose, steps, callbacks)
+    if isinstance(data, FilledBatches):
+        outputs = data.without_filling(outputs)
     if isinstance(x, ResumableBatches):
         return keras.tree.map_structure(x.original_order, outputs)
     return outputs
@@ -180,14 +184,16 @@ def train_on_batch(
     self.check_data(x, y, sample_weight)
     check_something_counts(x, sample_weight)
     _set_class_weight(self, class_weight)
-    return keras.Model.train_on_batch(self, x, y, sample_weight, return_dict=return_dict)
+    batch = fill_batch((x, y, sample_weight))
+    return keras.Model.train_on_batch(self, *batch, return_dict=return_dict)
 
 
 def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):  # noqa: PT028
     """Evaluates as `keras.Model.test_on_batch` does."""
     x, y, sample_weight = _with_arrays(x, y, sample_weight)
     self.check_data(x, y, sample_weight)
-    return keras.Model.test_on_batch(self, x, y, sample_weight, return_dict=return_dict)
+    batch = fill_batch((x, y, sample_weight))
+    return keras.Model.test_on_batch(self, *batch, return_dict=return_dict)
 
 
 def predict_on_batch(self, x):
@@ -247,7 +253,9 @@ def _validation(task, data, batch_size, validation_steps, validation_batch_size)
     size = validation_batch_size or batch_size
     x, y, sample_weight = _with_arrays(x, y, sample_weight)
     x, y, sample_weight = _without_texts(task, x, y, sample_weight, size)
-    return _source(task, _from_beginning(x, validation_steps), y, sample_weight)
+    source = _source(task, _from_beginning(x, validation_steps), y, sample_weight)
+    source.data = filled(*source.data, size, validation_steps)
+    return source
 
 
 def _with_arrays(x, y=None, sample_weight=None):
@@ -278,6 +286,13 @@ def _source(task, x, y, sample_weight, shuffle=False):
             y = task.known_targets(x)
     vocabulary_size = task.backbone.vocabulary_size
     return CheckedSource(x, y, sample_weight, task.check_data, vocabulary_size, shuffle)
+
+
+@contextlib.contextmanager
+def _batches(task, data, *batching):
+    """Gives the data of a fit as Keras takes them, by updates and by devices."""
+    with by_update(data, _updates(task), *batching) as data:
+        yield filled(*data, *batching)
 
 
 def _updates(task):

@@ -6,6 +6,7 @@ from keras import ops
 from kgpt import recipes
 from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
+from kgpt.data.filling import num_rows
 from kgpt.data.task_batches import TaskBatches
 from kgpt.kernels.platform import sum_over_replicas, wide
 from kgpt.losses import next_token_loss, next_token_targets
@@ -164,7 +165,7 @@ class Head(Task):
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
         """Returns the two losses of a batch together, and updates the own metrics."""
-        examples = ops.cast(ops.shape(x["token_ids"])[0], "float32")
+        examples = num_rows(x["token_ids"])
         weights = ops.ones((ops.shape(x["token_ids"])[0],), "float32")
         if sample_weight is not None:
             weights = weights * ops.reshape(ops.cast(sample_weight, "float32"), (-1,))

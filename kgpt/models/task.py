@@ -11,6 +11,7 @@ from keras import ops
 from kgpt import recipes
 from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
+from kgpt.data.filling import in_step, over_real_rows, take_filling
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import num_replicas
 from kgpt.locks import locked
@@ -126,7 +127,7 @@ class Task(WholeModel, keras.Model):
 
     def call(self, inputs, training=None, mask=None):
         """Returns the outputs for inputs, as token ids or a dict; in a step, hidden states too."""
-        inputs = self.standardize_inputs(take_share(inputs)[0])
+        inputs = self.standardize_inputs(take_filling(take_share(inputs)[0])[0])
         if self._in_own_step:
             # Keras's step on JAX calls this method and not the model: without an outer call, layers
             # must be told whether it is training.
@@ -285,14 +286,16 @@ class Task(WholeModel, keras.Model):
             A scalar.
         """
         x, share = take_share(x)
+        x, sample_weight, is_real = take_filling(x, sample_weight)
         is_in_step = _step.get()[0] is self
         x = self.standardize_inputs(x)
         class_weight = self._class_weight if training and is_in_step else None
         y, sample_weight, wrong = self.weigh(x, y, sample_weight, class_weight)
         self._uncounted().update_state(wrong)
         if not self._uses_own_loss:
+            sample_weight = over_real_rows(sample_weight, is_real)
             return super().compute_loss(x, y, y_pred, sample_weight, training)
-        with _in_step(None, False):  # a loss that calls the model gets its outputs
+        with _in_step(None, False), in_step(is_real):  # a loss that calls the model gets outputs
             if not is_in_step:
                 runs = y_pred is None
                 y_pred = self.states_and_outputs(x, training) if runs else (None, y_pred)
@@ -305,7 +308,8 @@ class Task(WholeModel, keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self._compile_metrics is None:  # the own ones are updated with the loss
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        x = self.standardize_inputs(take_share(x)[0])
+        x, sample_weight, _ = take_filling(take_share(x)[0], sample_weight)
+        x = self.standardize_inputs(x)
         _, training = _step.get()
         class_weight = self._class_weight if training else None
         y, sample_weight, _ = self.weigh(x, y, sample_weight, class_weight)
