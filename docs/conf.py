@@ -24,8 +24,8 @@ templates_path = []
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "tutorials",
-    "filename_pattern": r"/what_a_gpt_is\.py",
-    "ignore_pattern": r"^(?!what_a_gpt_is\.py)",  # the others are scripts
+    "filename_pattern": r"/(what_a_gpt_is|many_devices)\.py",
+    "ignore_pattern": r"^(?!(what_a_gpt_is|many_devices)\.py)",  # the others are scripts
     "plot_gallery": "False",
     "download_all_examples": False,
     "show_memory": False,
