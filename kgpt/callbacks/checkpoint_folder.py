@@ -164,7 +164,10 @@ class CheckpointFolder:
         """
         if process()[1] > 1:
             writing = concurrent.futures.Future()
-            writing.set_result(self.save(progress, arrays))
+            try:
+                writing.set_result(self.save(progress, arrays))
+            except OSError as error:
+                writing.set_exception(error)
             return writing
         text = json.dumps({"format": FORMAT, **progress})  # now: parts of it change in training
         executor = concurrent.futures.ThreadPoolExecutor(1, "kgpt-checkpoint")

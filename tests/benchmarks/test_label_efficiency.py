@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-WORDS = "the film plot actor scene music story was is and".split()
-GOOD, BAD = "good fine great superb".split(), "bad dull awful poor".split()
+WORDS = ["the", "film", "plot", "actor", "scene", "music", "story", "was", "is", "and"]
+GOOD, BAD = ["good", "fine", "great", "superb"], ["bad", "dull", "awful", "poor"]
 
 
 def review(rng, is_good):

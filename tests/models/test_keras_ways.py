@@ -355,5 +355,5 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, name, dtype):
     kernel.assign(np.where(np.arange(24) == 5, np.nan, to_numpy(kernel)))
     write(tmp_path / name)
 
-    with pytest.raises(ValueError, match="NaN or infinity in .*attention.* of the file"):
+    with pytest.raises(ValueError, match=r"NaN or infinity in .*attention.* of the file"):
         read(tmp_path / name)
