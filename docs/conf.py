@@ -5,6 +5,8 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from sphinx_gallery.sorting import FunctionSortKey
+
 import kgpt
 
 project = "kgpt"
@@ -20,12 +22,21 @@ extensions = [
 exclude_patterns = ["build"]
 templates_path = []
 
+# The examples that are tutorials, in the order in which one reads them; the others are scripts.
+TUTORIALS = (
+    "what_a_gpt_is",
+    "pretrain_your_text",
+    "how_to_write",
+)
+_FILES = "|".join(TUTORIALS)
+
 # `-D sphinx_gallery_conf.plot_gallery=1` runs the tutorials and shows what they print and draw.
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "tutorials",
-    "filename_pattern": r"/(what_a_gpt_is|many_devices)\.py",
-    "ignore_pattern": r"^(?!(what_a_gpt_is|many_devices)\.py)",  # the others are scripts
+    "filename_pattern": rf"/({_FILES})\.py",
+    "ignore_pattern": rf"^(?!({_FILES})\.py)",
+    "within_subsection_order": FunctionSortKey([f"{name}.py" for name in TUTORIALS].index),
     "plot_gallery": "False",
     "download_all_examples": False,
     "show_memory": False,

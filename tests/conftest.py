@@ -66,7 +66,7 @@ EAGER_ON_TENSORFLOW = (
     *("models/test_keras_", "models/test_lora", "models/test_multi", "models/test_regressor"),
     *("models/test_resize", "models/test_scoring", "models/test_text_straight_in"),
     *("models/test_weights_and_targets", "test_bad_use", "test_damaged_files"),
-    *("test_docstring_examples", "test_hostile_files", "test_old_files"),
+    *("test_docstring_examples", "test_hostile_files", "test_old_files", "test_tutorials"),
 )
 
 

@@ -291,20 +291,6 @@ def is_tutorial(path):
     return "# %%" in path.read_text(encoding="utf-8")
 
 
-TUTORIALS = sorted(path.stem for path in EXAMPLES.glob("*.py") if is_tutorial(path))
-
-
-@pytest.mark.slow  # a process of its own
-@pytest.mark.parametrize("name", TUTORIALS)
-def test_a_tutorial_runs_from_top_to_bottom(name):
-    done = start_python(EXAMPLES / f"{name}.py")
-
-    out = done.stdout.decode(errors="replace")
-    assert done.returncode == 0, out
-    differences = [float(one) for one in re.findall(r"largest difference: (\S+)", out)]
-    assert all(difference < 1e-5 for difference in differences), out
-
-
 HELP = """
 import runpy, sys
 for sys.argv in [[path, "--help"] for path in sys.argv[1:]]:
