@@ -69,7 +69,7 @@ def _numbers(values, names):
 def _draw(counts, names):
     size = max(2.2, 0.45 * len(names))
     margin = 0.09 * max(map(len, names))
-    figure = new_figure(size + margin + 1.4, size + margin + 0.7)
+    figure = new_figure(size + margin + 1.4, size + margin + 0.7, layout="compressed")
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)

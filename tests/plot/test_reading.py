@@ -1,6 +1,7 @@
 """The figures behind the pictures are those of transformers, and a browser shows them."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -169,6 +170,16 @@ def test_what_cannot_be_drawn_is_refused(lm, call, message):
 
 
 # === Classes ===
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["asyncio", "multiprocessing", "xml", "tkinter"]])
+def test_a_confusion_matrix_fits_into_its_picture(names):
+    figure = plot.confusion_matrix(names, names)
+    figure.savefig(io.BytesIO())
+
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert 0 <= box.x0 < box.x1 <= width
+    assert 0 <= box.y0 < box.y1 <= height
 
 
 @pytest.mark.parametrize(
