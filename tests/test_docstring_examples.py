@@ -38,10 +38,12 @@ def docstring_blocks():
 
 def markdown_blocks():
     """`(name, code)` of each block of Python in README.md and docs/."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    folders = (ROOT / "docs", ROOT / "docs" / "how_to")
+    for path in [ROOT / "README.md", *(file for f in folders for file in sorted(f.glob("*.md")))]:
         text = path.read_text(encoding="utf-8")
+        name = path.relative_to(ROOT).as_posix().removeprefix("docs/")
         for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S), 1):
-            yield f"{path.name}.{number}", code
+            yield f"{name}.{number}", code
 
 
 BLOCKS = dict([*docstring_blocks(), *markdown_blocks()])
@@ -202,7 +204,7 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
     if re.search("to_huggingface|save_to_preset|push_to_hub|model_card", code):
         pytest.importorskip("safetensors", reason="the extra `hub`")
         pytest.importorskip("huggingface_hub", reason="the extra `hub`")
-    if "_scores(" in code:
+    if re.search(r"_scores\(|Scores\(|sklearn", code):
         pytest.importorskip("sklearn", reason="the extra `scores`")
     if "read_texts" in code:
         pytest.importorskip("pyarrow", reason="the extra `tables`")
