@@ -1,11 +1,13 @@
-"""Fine-tune a small GPT: classes, numbers and multiple choice, from labelled text to predictions.
+"""Fine-tune a small GPT: classes, numbers, pairs, choices and sums, from text to predictions.
 
-Three tasks that every Python carries with it, without any download:
+Five tasks that need no download, each a minute or two on 2 cores:
 
-    python examples/finetune.py                      # all three
+    python examples/finetune.py                      # all of them
     python examples/finetune.py --task categories    # a character's name -> its Unicode category
-    python examples/finetune.py --task values        # a character's name -> its numeric value
-    python examples/finetune.py --task docstrings    # a function -> which docstring is its own
+    python examples/finetune.py --task values        # a numeral's name -> its value
+    python examples/finetune.py --task paraphrases   # two sentences -> do they mean the same?
+    python examples/finetune.py --task endings       # a story -> which of two ends is its own
+    python examples/finetune.py --task arithmetic    # "37 + 58 = " -> "95"
 
 Your own table (.csv, .tsv, .jsonl, .json, .parquet, plain or compressed) or a data set of the
 Hugging Face hub, by `datasets`:
@@ -17,6 +19,9 @@ Hugging Face hub, by `datasets`:
 With `--model runs/pretrain/lm.keras` the body is a model that `examples/pretrain.py` trained;
 without, a small one is first trained on the task's own texts, without their labels.
 
+At the end: how often the model is right on examples that it has not seen, beside an answer that is
+always the same; its surest answers, right and wrong; and a picture of all of them.
+
 Needs: pip install scikit-learn scipy, and for your own data: pip install datasets.
 """
 
@@ -24,13 +29,54 @@ import argparse
 import math
 import os
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
 import keras
+import numpy as np
 
 import kgpt
+
+
+MOST_TOKENS = 256  # of a text
+
+# === Labelled text: from the name of a split to columns ===
+
+
+def categories(split):
+    return kgpt.data.character_categories(split, in_words=True)
+
+
+def values(split):
+    """The values lie between -1/2 and 10^12: their logarithm is learned."""
+    columns = kgpt.data.character_values(split)
+    targets = [math.copysign(math.log10(1 + abs(v)), v) for v in columns["targets"]]
+    return {"texts": columns["texts"], "targets": targets}
+
+
+def value(target):
+    """The value that has been learned as a logarithm, in digits."""
+    return f"{math.copysign(10 ** abs(target) - 1, target):,.3g}"
+
+
+class Task(NamedTuple):
+    load: Any
+    examples: int = 6000
+    epochs: int = 3
+    learning_rate: float = 1e-3
+    say: Any = str  # how a reader would write a target
+
+
+BUILT_IN = {
+    "categories": Task(categories),
+    "values": Task(values, epochs=10, say=value),
+    "paraphrases": Task(kgpt.data.paraphrases, 10_000),
+    "endings": Task(kgpt.data.story_endings, 2000),
+    "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=10, learning_rate=3e-3),
+}
 
 
 def parse_arguments():
@@ -43,37 +89,17 @@ def parse_arguments():
     parser.add_argument("--regression", action="store_true", help="labels are numbers to predict")
     parser.add_argument("--model", type=Path, help=".keras file of a kgpt.CausalLM")
     parser.add_argument("--output", type=Path, default=Path("runs/finetune"))
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="by default those of the task; 3 for a table")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, help="by default that of the task")
     parser.add_argument("--lm-loss-weight", type=float, default=0.5, help="the paper's lambda")
-    parser.add_argument("--examples", type=int, default=6000, help="train on so many at most")
+    parser.add_argument("--examples", type=int, help="train on so many at most")
     arguments = parser.parse_args()
     for name in ("epochs", "batch_size", "examples"):
-        if getattr(arguments, name) < 1:
+        given = getattr(arguments, name)
+        if given is not None and given < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return arguments
-
-
-# === Labelled text: a function for each task, from a split's name to columns ===
-
-
-def categories(split):
-    return kgpt.data.character_categories(split)
-
-
-def values(split):
-    """The values lie between -1/2 and 10^12: their logarithm is learned."""
-    columns = kgpt.data.character_values(split)
-    targets = [math.copysign(math.log10(1 + abs(v)), v) for v in columns["targets"]]
-    return {"texts": columns["texts"], "targets": targets}
-
-
-def docstrings(split):
-    return kgpt.data.function_docstrings(split)
-
-
-BUILT_IN = {"categories": categories, "values": values, "docstrings": docstrings}
 
 
 def own_table(arguments):
@@ -109,35 +135,56 @@ def own_table(arguments):
 # === From columns to batches and a model ===
 
 
-def make_batches(columns, tokenizer, class_names, seed, arguments):
-    sizes = {"batch_size": arguments.batch_size, "seed": seed}
+def make_batches(columns, tokenizer, class_names, seed, batch_size):
+    columns, sizes = dict(columns), {"tokenizer": tokenizer, "seed": seed}
+    sizes.update(sequence_length=MOST_TOKENS, batch_size=batch_size)
+    if "prompts" in columns:
+        return kgpt.data.completions(**columns, **sizes)
     if "choices" in columns:
-        sizes["batch_size"] = max(1, arguments.batch_size // len(columns["choices"][0]))
-        return kgpt.data.multiple_choice(
-            columns["contexts"], columns["choices"], columns["labels"], tokenizer, 128, **sizes
-        )
+        sizes["batch_size"] = max(1, batch_size // len(columns["choices"][0]))
+        return kgpt.data.multiple_choice(**columns, **sizes)
     if "targets" in columns:
-        return kgpt.data.regression(columns["texts"], columns["targets"], tokenizer, 128, **sizes)
-    sizes["class_names"] = class_names
+        return kgpt.data.regression(**columns, **sizes)
+    if "first_texts" in columns:
+        return kgpt.data.similarity(**columns, class_names=class_names, **sizes)
     if isinstance(columns["texts"][0], tuple):
-        first, second = zip(*columns["texts"], strict=True)
-        return kgpt.data.entailment(first, second, columns["labels"], tokenizer, 128, **sizes)
-    return kgpt.data.classification(columns["texts"], columns["labels"], tokenizer, 128, **sizes)
+        columns["premises"], columns["hypotheses"] = zip(*columns.pop("texts"), strict=True)
+        return kgpt.data.entailment(**columns, class_names=class_names, **sizes)
+    return kgpt.data.classification(**columns, class_names=class_names, **sizes)
 
 
-def make_model(columns, backbone, tokenizer, class_names, arguments):
-    options = {"tokenizer": tokenizer, "lm_loss_weight": arguments.lm_loss_weight}
+def make_model(columns, backbone, tokenizer, class_names, lm_loss_weight):
+    if "prompts" in columns:
+        return kgpt.CausalLM(backbone, tokenizer=tokenizer)
+    options = {"tokenizer": tokenizer, "lm_loss_weight": lm_loss_weight}
     if "choices" in columns:
         return kgpt.MultipleChoice(backbone, **options)
     if "targets" in columns:
         return kgpt.TextRegressor(backbone, **options)
-    return kgpt.TextClassifier(backbone, class_names=class_names, **options)
+    both_orders = "first_texts" in columns
+    return kgpt.TextClassifier(
+        backbone, class_names=class_names, both_orders=both_orders, **options
+    )
 
 
-def all_texts(columns):
-    for name in ("texts", "contexts", "choices"):
-        for text in columns.get(name, ()):
-            yield from [text] if isinstance(text, str) else text
+def names_of_classes(columns, *others):
+    """The classes of labels, in order; None for other tasks."""
+    if "labels" not in columns or "choices" in columns:
+        return None
+    labels = [label for one in (columns, *others) for label in one["labels"]]
+    names = sorted(set(labels)) if isinstance(labels[0], str) else range(max(labels) + 1)
+    return [str(name) for name in names]
+
+
+def plain_texts(columns):
+    """The texts of all examples, for a language model: pairs and choices one after the other."""
+    if "choices" in columns:  # each story with its own end
+        rows = zip(columns["contexts"], columns["choices"], columns["labels"], strict=True)
+        return [context + choices[label] for context, choices, label in rows]
+    if "prompts" in columns:
+        return [p + c for p, c in zip(columns["prompts"], columns["completions"], strict=True)]
+    rows = columns.get("texts") or [*columns["first_texts"], *columns["second_texts"]]
+    return [text for row in rows for text in ([row] if isinstance(row, str) else row)]
 
 
 def body(columns, arguments):
@@ -146,12 +193,19 @@ def body(columns, arguments):
         lm = keras.saving.load_model(arguments.model)
         tokenizer = lm.tokenizer.with_special_tokens()  # start, delimiter, classify, if need be
         return lm.backbone.with_vocabulary_size(tokenizer.vocabulary_size), tokenizer
-    tokenizer = kgpt.Tokenizer.train(all_texts(columns), vocabulary_size=2048)
+    style = {"vocabulary_size": 2048}
+    if "prompts" in columns:  # digit by digit
+        style = {"vocabulary_size": None, "style": "characters"}
+    tokenizer = kgpt.Tokenizer.train(plain_texts(columns), **style)
     backbone = kgpt.GPTBackbone.from_preset(
         "gpt_nano",
         load_weights=False,
         vocabulary_size=tokenizer.vocabulary_size,
-        max_sequence_length=128,
+        max_sequence_length=MOST_TOKENS,
+        dropout=0.0,
+        rotary_positions=True,
+        query_key_norm=True,
+        zero_init_residual=True,
     )
     return backbone, tokenizer
 
@@ -159,81 +213,158 @@ def body(columns, arguments):
 def pretrain(backbone, tokenizer, columns, folder):
     """Trains the body on the task's own texts, without their labels."""
     tokens = kgpt.data.write_tokens(
-        all_texts(columns), tokenizer, folder / "tokens.npy", progress=False
+        plain_texts(columns), tokenizer, folder / "tokens.npy", progress=False
     )
     windows = kgpt.data.windows(tokens.path, sequence_length=64, batch_size=16, seed=0, repeat=True)
     lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
-    lm.compile(kgpt.recipes.pretraining_optimizer(steps=600, learning_rate=2e-3))
-    print(f"Pretraining on {tokens.num_tokens:,} tokens of the task's texts (about a minute) ...")
-    lm.fit(windows, epochs=2, steps_per_epoch=300, verbose=2)
+    lm.compile(kgpt.recipes.fast_optimizer(steps=400))
+    print(f"Pretraining on {tokens.num_tokens:,} tokens of the task's texts (half a minute) ...")
+    lm.fit(windows, epochs=1, steps_per_epoch=400, verbose=2)
     lm.save(folder / "lm.keras")
 
 
-def show_predictions(model, columns):
-    """Some predictions of new text."""
-    if isinstance(model, kgpt.MultipleChoice):
-        contexts, choices = columns["contexts"][:2], columns["choices"][:2]
-        chosen = model.predict_text(contexts, choices)
-        for context, texts, number in zip(contexts, choices, chosen, strict=True):
-            print(f"\n{context[:200]}\n-> {texts[number]}")
+# === What has been learned ===
+
+
+class Answer(NamedTuple):
+    question: str
+    answer: Any
+    right: Any
+    sureness: float  # the probability that the model gives; of numbers, how near it came
+
+
+def answers(model, columns):
+    """An answer to each example."""
+    if "prompts" in columns:
+        texts, log_probabilities = model.generate(
+            columns["prompts"],
+            max_new_tokens=4,
+            sampler="greedy",
+            return_prompt=False,
+            return_log_probabilities=True,
+        )
+        sureness = [float(np.exp(np.sum(one))) for one in log_probabilities]
+        return [*map(Answer, columns["prompts"], texts, columns["completions"], sureness)]
+    if "choices" in columns:
+        shares = model.predict_text(columns["contexts"], columns["choices"], probabilities=True)
+        rows = zip(columns["choices"], shares.argmax(1), columns["labels"], strict=True)
+        chosen, right = zip(*((row[i], row[j]) for row, i, j in rows), strict=True)
+        return [*map(Answer, columns["contexts"], chosen, right, shares.max(1))]
+    texts = columns.get("texts")
+    if texts is None:
+        texts = list(zip(columns["first_texts"], columns["second_texts"], strict=True))
+    if "targets" in columns:
+        found = model.predict_text(texts)[:, 0]
+        nearness = -np.abs(found - columns["targets"])
+        return [*map(Answer, texts, found, columns["targets"], nearness)]
+    shares = model.predict_text(texts, probabilities=True)
+    names = model.class_names
+    right = [label if isinstance(label, str) else names[label] for label in columns["labels"]]
+    return [*map(Answer, texts, [names[i] for i in shares.argmax(1)], right, shares.max(1))]
+
+
+def say_how_good(given, train, columns):
+    """Prints the score beside that of an answer that is always the same."""
+    print(f"On {len(given):,} examples that it has not seen:")
+    if "targets" in columns:
+        found, right = (np.array([one[i] for one in given]) for i in (1, 2))
+        always = np.mean(train["targets"])
+        for name, guess in (("the model", found), ("always the mean", np.full_like(right, always))):
+            print(f"{np.abs(guess - right).mean():8.3f} mean absolute error of {name}")
+        print(f"{np.corrcoef(found, right)[0, 1]:8.3f} correlation (Pearson) with the right values")
         return
-    texts = columns["texts"][:: max(1, len(columns["texts"]) // 6)][:6]
-    truths = columns.get("labels", columns.get("targets"))
-    truths = truths[:: max(1, len(truths) // 6)][:6]
-    for text, found, truth in zip(texts, model.predict_text(texts), truths, strict=True):
-        found = f"{float(found[0]):.2f}" if "targets" in columns else found
-        truth = f"{truth:.2f}" if "targets" in columns else truth
-        print(f"{text!r}: {found} (right: {truth})")
+    rows = [("the model", np.mean([one.answer == one.right for one in given]))]
+    if "choices" in columns:
+        rows.append(("a guess", 1 / len(columns["choices"][0])))
+    else:
+        known = train.get("completions") or [one.right for one in given]
+        commonest = Counter(map(str, known)).most_common(1)[0][0]
+        share = np.mean([str(one.right) == commonest for one in given])
+        rows.append((f"the commonest answer, {commonest}", share))
+        rows.append((f"a guess among {len(set(known))}", 1 / len(set(known))))
+    for name, share in rows:
+        print(f"{share:8.1%} right: {name}")
 
 
-def finetune(name, load, arguments):
+def show_answers(given, say, is_number):
+    """Prints the surest answers, right and wrong; of numbers, the nearest and the farthest."""
+    given = sorted(given, key=lambda one: -one.sureness)
+    if is_number:
+        groups = {"The nearest answers": given[:3], "The farthest": given[:-4:-1]}
+    else:
+        right, wrong = ([one for one in given if (one[1] == one[2]) is is_it] for is_it in (1, 0))
+        groups = {"The surest right answers": right[:3], "The surest wrong answers": wrong[:3]}
+    for title, some in groups.items():
+        print(f"\n{title}:")
+        for one in some:
+            question = one.question if isinstance(one.question, str) else " / ".join(one.question)
+            sure = "" if is_number else f", {one.sureness:.1%} sure"
+            print(f"  {question.strip()}\n    -> {say(one.answer)} (right: {say(one.right)}{sure})")
+
+
+def draw(given, class_names, is_number, path):
+    """A confusion matrix of classes, a scatter plot of numbers; other answers are no picture."""
+    if class_names:
+        right, answer = ([one[i] for one in given] for i in (2, 1))
+        figure = kgpt.plot.confusion_matrix(right, answer, class_names)
+    elif is_number:
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
+        right, answer = (np.array([float(one[i]) for one in given]) for i in (2, 1))
+        axes.scatter(right, answer, s=8, alpha=0.5)
+        axes.axline((right.min(), right.min()), slope=1, color="grey", linewidth=1)
+        axes.set(xlabel="right", ylabel="predicted")
+    else:
+        return
+    figure.savefig(path)
+    print(f"\nPicture of all answers: {path}")
+
+
+# === All of it ===
+
+
+def finetune(name, task, arguments):
     print(f"\n=== {name} ===")
     keras.utils.set_random_seed(0)
-    train, valid = load("train"), load("validation")
-    most = arguments.examples
-    if "choices" in train:
-        most = max(1, most // len(train["choices"][0]))  # each choice is read as a text
+    train, valid = task.load("train"), task.load("validation")
+    most, epochs = arguments.examples or task.examples, arguments.epochs or task.epochs
     step = max(1, len(next(iter(train.values()))) // most)
     train = {column: rows[::step][:most] for column, rows in train.items()}
-    class_names = None
-    if "labels" in train and "choices" not in train:
-        labels = [*train["labels"], *valid["labels"]]
-        class_names = sorted(set(labels)) if isinstance(labels[0], str) else range(max(labels) + 1)
-        class_names = [str(name) for name in class_names]
+    valid = {column: rows[:2000] for column, rows in valid.items()}
+    class_names = names_of_classes(train, valid)
 
     # What can be wrong with the data or is not installed shows here, before anything is trained.
     file = arguments.output / name / "model.keras"
     file.parent.mkdir(parents=True, exist_ok=True)
     backbone, tokenizer = body(train, arguments)
-    train_batches = make_batches(train, tokenizer, class_names, 0, arguments)
-    valid_batches = make_batches(valid, tokenizer, class_names, None, arguments)
-    model = make_model(train, backbone, tokenizer, class_names, arguments)
+    batches = make_batches(train, tokenizer, class_names, 0, arguments.batch_size)
+    valid_batches = make_batches(valid, tokenizer, class_names, None, arguments.batch_size)
+    model = make_model(train, backbone, tokenizer, class_names, arguments.lm_loss_weight)
     model.compile(
         kgpt.recipes.finetuning_optimizer(
-            arguments.epochs * len(train_batches), learning_rate=arguments.learning_rate
+            epochs * len(batches), learning_rate=arguments.learning_rate or task.learning_rate
         )
     )
-    scores = kgpt.callbacks.Scores(valid_batches)
 
     if not arguments.model:
         pretrain(backbone, tokenizer, train, file.parent)
-    print(f"Fine-tuning on {train_batches.num_examples:,} examples ...")
-    model.fit(
-        train_batches,
-        epochs=arguments.epochs,
-        callbacks=[scores],
-        verbose=2,
-    )
-
+    print(f"Fine-tuning on {batches.num_examples:,} examples ...")
+    model.fit(batches, epochs=epochs, validation_data=valid_batches, verbose=2)
     model.save(file)
-    print(f"Saved as {file}; predictions for texts that it has not seen:")
-    show_predictions(keras.saving.load_model(file), valid)
+    print(f"Saved: {file}")
+
+    given = answers(keras.saving.load_model(file), valid)
+    is_number = "targets" in valid
+    say_how_good(given, train, valid)
+    show_answers(given, task.say, is_number)
+    draw(given, class_names, is_number, file.with_name("answers.png"))
 
 
 def main():
     arguments = parse_arguments()
     if arguments.train:
-        finetune("own", own_table(arguments), arguments)
+        finetune("own", Task(own_table(arguments)), arguments)
         return
     for name in BUILT_IN if arguments.task == "all" else [arguments.task]:
         finetune(name, BUILT_IN[name], arguments)

@@ -178,7 +178,7 @@ _FLAGS = (
     *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
-    *("return_log_probabilities", "multi_label", "overwrite"),
+    *("return_log_probabilities", "multi_label", "overwrite", "in_words"),
     *("use_ema", "amsgrad", "handle_signals"),
 )
 RULES = {
@@ -191,7 +191,7 @@ RULES = {
     **dict.fromkeys(("seed", "start", "end_of_text_id", "shard_index"), integer(0)),
     **dict.fromkeys(("num_blocks", "tokens_seen"), integer(0)),
     "max_shard_size": integer(1, "It counts bytes."),
-    **dict.fromkeys(("keep", "max_skips"), integer(1)),
+    **dict.fromkeys(("keep", "max_skips", "num_stories", "num_pairs"), integer(1)),
     "on_error": one_of("stop", "warn"),
     "on_mismatch": one_of("error", "restart"),
     "on_nan": one_of("stop", "skip"),
@@ -215,6 +215,7 @@ RULES = {
     **dict.fromkeys(("final_learning_rate", "weight_decay", "lm_loss_weight"), number("[0, inf)")),
     "prompt_weight": number("[0, inf)"),
     "truncate": one_of("end", "start"),
+    "split": one_of("train", "validation"),
     "reduction": one_of("sum", "mean", "none"),
     "pooling": one_of("last", "mean"),
     "layer": integer(0, "0 is the embedding, num_layers the last block."),

@@ -123,7 +123,8 @@ def reference_data() -> Path:
 # What asks nothing of the backend: text, tokens, arrays, arguments, files. One run is enough.
 ANY_BACKEND = (
     *("text/", "tokenizer/", "data/test_builtin", "data/test_columns", "data/test_corpus"),
-    *("data/test_read_texts", "data/test_sequences", "data/test_split", "data/test_tasks"),
+    *("data/test_read_texts", "data/test_sequences", "data/test_split", "data/test_stories"),
+    "data/test_tasks",
     *("convert/test_model_card", "plot/test_training_curves", "test_docstring_examples"),
     *("test_ci", "test_examples", "test_files", "test_house", "test_keywords", "test_promises"),
     *("test_public_names", "test_types", "test_values"),

@@ -107,6 +107,10 @@ MAKERS = {
     ),
     "read_texts": data.read_texts,
     "function_docstrings": data.function_docstrings,
+    "character_categories": data.character_categories,
+    "stories": data.stories,
+    "story_endings": data.story_endings,
+    "paraphrases": data.paraphrases,
     "from_beginning": lambda **arguments: data.classification(
         ["a", "b"], [0, 1], tokenizer()
     ).from_beginning(**arguments),
@@ -253,6 +257,10 @@ WRONG = [
     ("write_tokens", "encoding", ["utf-99", 5]),
     ("function_docstrings", "num_choices", [1, *COUNTS]),
     ("function_docstrings", "seed", PLACES),
+    ("character_categories", "in_words", FLAGS),
+    *((name, "num_stories", COUNTS) for name in ("stories", "story_endings")),
+    ("paraphrases", "num_pairs", COUNTS),
+    *((name, "seed", PLACES) for name in ("stories", "story_endings", "paraphrases")),
     ("Tokenizer.train", "vocabulary_size", [*COUNTS, None, 10]),
     ("Tokenizer.train", "style", ["gpt3", None, ["gpt2"]]),
     ("Tokenizer.train", "exact", ["no", 1]),

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import random
 import sys
 import unicodedata
@@ -11,12 +12,22 @@ from pathlib import Path
 from kgpt.arguments import checked
 from kgpt.data.corpus import standard_library_files
 
-_SPLITS = ("train", "validation")
+_CATEGORIES = {  # the Unicode standard, section 4.5
+    "Lu": "uppercase letter", "Ll": "lowercase letter", "Lt": "titlecase letter",
+    "Lm": "modifier letter", "Lo": "other letter", "Mn": "nonspacing mark", "Mc": "spacing mark",
+    "Me": "enclosing mark", "Nd": "decimal digit", "Nl": "letter number", "No": "other number",
+    "Pc": "connector punctuation", "Pd": "dash", "Ps": "opening bracket", "Pe": "closing bracket",
+    "Pi": "opening quote", "Pf": "closing quote", "Po": "other punctuation", "Sm": "math symbol",
+    "Sc": "currency symbol", "Sk": "modifier symbol", "So": "other symbol", "Zs": "space",
+    "Zl": "line separator", "Zp": "paragraph separator", "Cc": "control character",
+    "Cf": "format character", "Cs": "surrogate", "Co": "private use", "Cn": "unassigned",
+}  # fmt: skip
 # Their names are a prefix and a number, with nothing to learn; they are most of all characters.
 _NUMBERED = ("CJK ", "HANGUL SYLLABLE", "TANGUT ", "NUSHU CHARACTER", "KHITAN SMALL")
 
 
-def character_categories(split: str = "train") -> dict[str, list[str]]:
+@checked
+def character_categories(split: str = "train", in_words: bool = False) -> dict[str, list[str]]:
     """Returns the names of Unicode characters with their categories, for `classification`.
 
     `"LATIN SMALL LETTER A"` has the label `"Ll"`. There are about 30,000 characters, depending on
@@ -24,6 +35,7 @@ def character_categories(split: str = "train") -> dict[str, list[str]]:
 
     Args:
         split: `"train"` or `"validation"`. About a tenth is validation, the same in every run.
+        in_words: bool. Whether labels are words, `"lowercase letter"` in place of `"Ll"`.
 
     Returns:
         dict of two lists: `"texts"` (str) and `"labels"` (str).
@@ -35,12 +47,14 @@ def character_categories(split: str = "train") -> dict[str, list[str]]:
         train = kgpt.data.classification(**kgpt.data.character_categories(), tokenizer=tokenizer)
     """
     characters = _characters(split)
+    labels = [unicodedata.category(character) for character in characters]
     return {
         "texts": [unicodedata.name(character) for character in characters],
-        "labels": [unicodedata.category(character) for character in characters],
+        "labels": [_CATEGORIES[label] for label in labels] if in_words else labels,
     }
 
 
+@checked
 def character_values(split: str = "train") -> dict[str, list]:
     """Returns the names of Unicode numerals with their values, for `regression`.
 
@@ -67,6 +81,35 @@ def character_values(split: str = "train") -> dict[str, list]:
 
 
 @checked
+def arithmetic(split: str = "train") -> dict[str, list[str]]:
+    """Returns sums and differences of whole numbers below 100, for `completions`.
+
+    The prompt `"37 + 58 = "` has the completion `"95"`. There are 20,000, each in one split: what a
+    model gets right in validation, it has computed. Digits are best read one by one, by a
+    tokenizer of characters.
+
+    Args:
+        split: `"train"` or `"validation"`. About a tenth is validation, the same in every run.
+
+    Returns:
+        dict of two lists: `"prompts"` (str) and `"completions"` (str).
+
+    Raises:
+        ValueError: for another split.
+
+    Example:
+        train = kgpt.data.completions(**kgpt.data.arithmetic(), tokenizer=tokenizer)
+    """
+    columns = {"prompts": [], "completions": []}
+    for a, b in itertools.product(range(100), repeat=2):
+        for prompt, result in ((f"{a} + {b} = ", a + b), (f"{a} - {b} = ", a - b)):
+            if _split_of(prompt) == split:
+                columns["prompts"].append(prompt)
+                columns["completions"].append(str(result))
+    return columns
+
+
+@checked
 def function_docstrings(split: str = "train", num_choices: int = 4, seed: int = 0) -> dict:
     """Returns the sources of functions with docstrings to choose from, for `multiple_choice`.
 
@@ -88,7 +131,6 @@ def function_docstrings(split: str = "train", num_choices: int = 4, seed: int = 
     Example:
         train = kgpt.data.multiple_choice(**kgpt.data.function_docstrings(), tokenizer=tokenizer)
     """
-    _check_split(split)
     functions = {}  # docstring -> source
     for file in standard_library_files():
         for source, docstring in _functions(Path(file)):
@@ -108,7 +150,6 @@ def function_docstrings(split: str = "train", num_choices: int = 4, seed: int = 
 
 
 def _characters(split):
-    _check_split(split)
     named = (chr(i) for i in range(sys.maxunicode + 1) if unicodedata.name(chr(i), ""))
     return [
         character
@@ -139,8 +180,3 @@ def _functions(file: Path):
 
 def _split_of(text: str) -> str:
     return "validation" if zlib.crc32(text.encode("utf-8")) % 10 == 0 else "train"
-
-
-def _check_split(split):
-    if split not in _SPLITS:
-        raise ValueError(f'split must be "train" or "validation". Received: split={split!r}.')

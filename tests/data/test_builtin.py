@@ -19,6 +19,28 @@ def test_characters_come_with_the_category_that_the_unicode_standard_gives_them(
     assert known["HEBREW LETTER ALEF"] == "Lo"
 
 
+def test_categories_come_in_words_that_stand_for_one_code_each(categories):
+    codes = categories["validation"]
+    words = data.character_categories("validation", in_words=True)
+
+    pairs = set(zip(codes["labels"], words["labels"], strict=True))
+    assert words["texts"] == codes["texts"]
+    assert len(pairs) == len(dict(pairs)) == len({word for _, word in pairs})
+    assert {("Ll", "lowercase letter"), ("Sc", "currency symbol"), ("Nd", "decimal digit")} < pairs
+
+
+def test_a_sum_is_right_and_in_one_split():
+    columns = {split: data.arithmetic(split) for split in ("train", "validation")}
+    prompts = [prompt for split in columns.values() for prompt in split["prompts"]]
+
+    for prompt, completion in zip(*columns["validation"].values(), strict=True):
+        first, sign, second, equals = prompt.split()
+        result = int(first) + int(second) if sign == "+" else int(first) - int(second)
+        assert (completion, equals) == (str(result), "=")
+    assert len(set(prompts)) == len(prompts) == 20_000
+    assert 1800 < len(columns["validation"]["prompts"]) < 2200
+
+
 def test_the_splits_share_no_example_and_stay_the_same(categories):
     train, validation = (set(categories[split]["texts"]) for split in ("train", "validation"))
 
@@ -60,6 +82,7 @@ def test_a_function_has_its_own_docstring_among_the_choices():
     [
         (data.character_categories, {"split": "test"}, "Received: split='test'"),
         (data.character_values, {"split": None}, "Received: split=None"),
+        (data.arithmetic, {"split": "dev"}, "Received: split='dev'"),
         (data.function_docstrings, {"split": "all"}, "Received: split='all'"),
         (data.function_docstrings, {"num_choices": 1}, "Received: num_choices=1"),
     ],

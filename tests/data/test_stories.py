@@ -1,0 +1,116 @@
+import re
+import zlib
+
+import pytest
+
+from kgpt import data
+from kgpt.data.stories import words_and_plots
+
+WORDS, PLOTS = words_and_plots()
+NAMES = {*WORDS["girl"], *WORDS["boy"]}
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return data.stories(1000)
+
+
+def names_in(text):
+    return [word for word in re.findall(r"\w+", text) if word in NAMES]
+
+
+def test_stories_are_the_same_in_every_run_on_every_python(stories):
+    assert stories[:50] == data.stories(50)
+    assert zlib.crc32("".join(stories).encode()) == 1448653665
+
+
+def test_another_seed_tells_other_stories(stories):
+    others = data.stories(1000, seed=1)
+
+    assert len(set(stories) | set(others)) == 2000
+
+
+def test_a_story_has_three_paragraphs_of_plain_sentences(stories):
+    for story in stories:
+        assert story.count("\n") == 2
+        assert not set("[]{}|") & set(story)
+        assert "  " not in story
+        assert all(line[0].isupper() or line[0] == '"' for line in story.splitlines())
+        assert all(line[-1] in '."' for line in story.splitlines())
+        assert story.count('"') % 2 == 0
+
+
+def test_all_words_and_plots_occur(stories):
+    text = "\n".join(stories)
+
+    for kind in ("girl", "boy", "animal", "nature", "colour", "noun", "treat", "skill", "fear"):
+        assert [word for word in WORDS[kind] if word not in text] == []
+    for _, _, end in PLOTS:
+        last_words = re.split(r"[\]}]", end)[-1]
+        assert len(PLOTS) >= 10
+        assert last_words in text
+
+
+def test_a_story_keeps_to_its_two_people(stories):
+    for story in stories:
+        assert len(set(names_in(story))) == 2
+
+
+def test_an_article_fits_its_word(stories):
+    text = " ".join(stories)
+
+    assert re.findall(r"\b[Aa] [aeiou]\w+", text) == []
+    assert set(re.findall(r"\b[Aa]n [^aeiou]\w+", text)) <= {"an hour"}
+
+
+def test_the_right_end_tells_of_the_storys_own_people_and_things():
+    columns = data.story_endings(num_stories=300)
+
+    counts = [0, 0, 0, 0]
+    for context, ends, label in zip(*columns.values(), strict=True):
+        assert len(set(ends)) == len(ends) == 4
+        others, other_things, _ = ends[:label] + ends[label + 1 :]
+        assert set(names_in(ends[label])) <= set(names_in(context))
+        assert set(names_in(other_things)) <= set(names_in(context))
+        assert not set(names_in(others)) & set(names_in(context))
+        counts[label] += 1
+    assert min(counts) > 50
+
+
+def test_every_end_names_a_thing_so_that_an_end_of_other_things_is_wrong():
+    for *_, end in PLOTS:
+        kinds = re.findall(r"\{(noun|thing|treat|skill|fear)\}", re.sub(r"\[.*?\]", "", end))
+        assert kinds, end
+
+
+def test_the_splits_differ_and_stay_the_same():
+    train, validation = (data.story_endings(split, 50) for split in ("train", "validation"))
+
+    assert train == data.story_endings("train", 50)
+    assert not set(train["contexts"]) & set(validation["contexts"])
+
+
+def test_paraphrases_have_the_same_words_or_nearly_whatever_their_label():
+    columns = data.paraphrases(num_pairs=500)
+
+    for first, second, _ in zip(*columns.values(), strict=True):
+        assert sorted(names_in(first)) == sorted(names_in(second))
+        assert first != second
+    assert 200 < columns["labels"].count("same") < 300
+    assert columns == data.paraphrases(num_pairs=500)
+    assert columns != data.paraphrases("validation", num_pairs=500)
+
+
+BACKWARDS = re.compile(
+    "got|was|bought|borrowed|received|learned|younger|shorter|slower|not as|does not|after|lost"
+)
+
+
+def test_a_pair_means_the_same_if_the_same_one_acts():
+    """Whoever is named first acts, unless the verb says that it is done to him."""
+    columns = data.paraphrases(num_pairs=2000)
+
+    for *texts, label in zip(*columns.values(), strict=True):
+        first, second = ((names_in(text)[0], BACKWARDS.search(text) is not None) for text in texts)
+        is_same = (first[0] == second[0]) == (first[1] == second[1])
+        assert label == ("same" if is_same else "different"), texts
