@@ -22,7 +22,7 @@ without, a small one is first trained on the task's own texts, without their lab
 At the end: how often the model is right on examples that it has not seen, beside an answer that is
 always the same; its surest answers, right and wrong; and a picture of all of them.
 
-Needs: pip install scikit-learn scipy, and for your own data: pip install datasets.
+Your own data needs: pip install datasets.
 """
 
 import argparse
@@ -39,7 +39,6 @@ import keras
 import numpy as np
 
 import kgpt
-
 
 MOST_TOKENS = 256  # of a text
 
@@ -63,18 +62,21 @@ def value(target):
 
 
 class Task(NamedTuple):
-    load: Any
+    """Where the columns come from, and how long to train on them."""
+
+    load: Any  # from "train" or "validation" to columns
     examples: int = 6000
     epochs: int = 3
     learning_rate: float = 1e-3
     say: Any = str  # how a reader would write a target
+    pretraining: tuple = (400, 64)  # steps, and tokens in a window
 
 
 BUILT_IN = {
     "categories": Task(categories),
     "values": Task(values, epochs=10, say=value),
     "paraphrases": Task(kgpt.data.paraphrases, 10_000),
-    "endings": Task(kgpt.data.story_endings, 2000),
+    "endings": Task(kgpt.data.story_endings, 1500, epochs=1, pretraining=(600, 256)),
     "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=10, learning_rate=3e-3),
 }
 
@@ -210,16 +212,25 @@ def body(columns, arguments):
     return backbone, tokenizer
 
 
-def pretrain(backbone, tokenizer, columns, folder):
+def pretrain(backbone, tokenizer, columns, steps, length, folder):
     """Trains the body on the task's own texts, without their labels."""
     tokens = kgpt.data.write_tokens(
         plain_texts(columns), tokenizer, folder / "tokens.npy", progress=False
     )
-    windows = kgpt.data.windows(tokens.path, sequence_length=64, batch_size=16, seed=0, repeat=True)
+    windows = kgpt.data.windows(
+        tokens.path,
+        sequence_length=length,
+        batch_size=max(8, 1024 // length),
+        seed=0,
+        random_offset=True,
+        segment_ids=True,
+        end_of_text_id=tokenizer.end_of_text_id,
+        repeat=True,
+    )
     lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
-    lm.compile(kgpt.recipes.fast_optimizer(steps=400))
-    print(f"Pretraining on {tokens.num_tokens:,} tokens of the task's texts (half a minute) ...")
-    lm.fit(windows, epochs=1, steps_per_epoch=400, verbose=2)
+    lm.compile(kgpt.recipes.fast_optimizer(steps))
+    print(f"Pretraining on {tokens.num_tokens:,} tokens of the task's texts (a minute at most) ...")
+    lm.fit(windows, epochs=1, steps_per_epoch=steps, verbose=2)
     lm.save(folder / "lm.keras")
 
 
@@ -227,6 +238,8 @@ def pretrain(backbone, tokenizer, columns, folder):
 
 
 class Answer(NamedTuple):
+    """What a model says of an example."""
+
     question: str
     answer: Any
     right: Any
@@ -277,11 +290,10 @@ def say_how_good(given, train, columns):
     if "choices" in columns:
         rows.append(("a guess", 1 / len(columns["choices"][0])))
     else:
-        known = train.get("completions") or [one.right for one in given]
-        commonest = Counter(map(str, known)).most_common(1)[0][0]
-        share = np.mean([str(one.right) == commonest for one in given])
-        rows.append((f"the commonest answer, {commonest}", share))
-        rows.append((f"a guess among {len(set(known))}", 1 / len(set(known))))
+        counts = Counter(str(one.right) for one in given)
+        commonest, count = counts.most_common(1)[0]
+        rows.append((f"the commonest answer, {commonest}", count / len(given)))
+        rows.append((f"a guess among {len(counts)}", 1 / len(counts)))
     for name, share in rows:
         print(f"{share:8.1%} right: {name}")
 
@@ -292,7 +304,8 @@ def show_answers(given, say, is_number):
     if is_number:
         groups = {"The nearest answers": given[:3], "The farthest": given[:-4:-1]}
     else:
-        right, wrong = ([one for one in given if (one[1] == one[2]) is is_it] for is_it in (1, 0))
+        right = [one for one in given if one.answer == one.right]
+        wrong = [one for one in given if one.answer != one.right]
         groups = {"The surest right answers": right[:3], "The surest wrong answers": wrong[:3]}
     for title, some in groups.items():
         print(f"\n{title}:")
@@ -348,7 +361,7 @@ def finetune(name, task, arguments):
     )
 
     if not arguments.model:
-        pretrain(backbone, tokenizer, train, file.parent)
+        pretrain(backbone, tokenizer, train, *task.pretraining, file.parent)
     print(f"Fine-tuning on {batches.num_examples:,} examples ...")
     model.fit(batches, epochs=epochs, validation_data=valid_batches, verbose=2)
     model.save(file)

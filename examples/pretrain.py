@@ -29,6 +29,8 @@ import numpy as np
 
 import kgpt
 
+MOST_BATCHES = 50  # of text held out that are evaluated
+
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -36,11 +38,11 @@ def parse_arguments():
     parser.add_argument("--column", help="the paths are tables: read this column of them")
     parser.add_argument("--output", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--preset", default="gpt_nano", choices=kgpt.GPTBackbone.presets())
-    parser.add_argument("--vocabulary-size", type=int, default=2048)
+    parser.add_argument("--vocabulary-size", type=int, default=1536)
     parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1500, help="batches to train on")
-    parser.add_argument("--epochs", type=int, default=5, help="evaluations within these steps")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1200, help="batches to train on")
+    parser.add_argument("--epochs", type=int, default=4, help="evaluations within these steps")
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--dtype", default="float32", help="float32 or mixed_bfloat16")
     parser.add_argument("--prompt", help="text to continue; by default a beginning that fits")
@@ -62,37 +64,40 @@ def corpus(arguments):
     return itertools.chain.from_iterable(tables)
 
 
-def main():
-    arguments = parse_arguments()
-    output = arguments.output
-    keras.utils.set_random_seed(0)
-
-    # Text -> tokens.
-    tokenizer_file = output / "tokenizer.json"
-    if tokenizer_file.exists():
-        tokenizer = kgpt.Tokenizer.from_file(tokenizer_file)
+def make_tokens(arguments):
+    """The tokenizer, and the files of tokens to train on and held out."""
+    folder = arguments.output
+    if (folder / "tokenizer.json").exists():
+        tokenizer = kgpt.Tokenizer.from_file(folder / "tokenizer.json")
     else:
         print("Training the tokenizer (some seconds for 10 MB of text) ...")
         tokenizer = kgpt.Tokenizer.train(corpus(arguments), arguments.vocabulary_size)
-        output.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(tokenizer_file)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder / "tokenizer.json")
     tokens = kgpt.data.write_tokens(
-        corpus(arguments), tokenizer, output / "tokens.npy", validation_fraction=0.05
+        corpus(arguments), tokenizer, folder / "tokens.npy", validation_fraction=0.05
     )
     print(
         f"{tokens.num_documents:,} documents, {tokens.num_tokens:,} tokens to train on; "
         f"{tokens.num_validation_tokens:,} tokens held out"
     )
+    return tokenizer, tokens
 
-    # Tokens -> batches.
-    sizes = {"sequence_length": arguments.sequence_length, "batch_size": arguments.batch_size}
-    train = kgpt.data.windows(tokens.path, seed=0, repeat=True, random_offset=True, **sizes)
-    valid = kgpt.data.windows(tokens.validation_path, **sizes)
-    validation_steps = min(len(valid), 50)
-    held_out = np.load(tokens.validation_path)
-    held_out = held_out[: validation_steps * arguments.batch_size * arguments.sequence_length]
 
-    # The model, with the options and the optimizer that need the fewest tokens.
+def make_batches(arguments, tokenizer, tokens):
+    """Batches to train on and to validate with: windows in which documents don't see each other."""
+    options = {
+        "sequence_length": arguments.sequence_length,
+        "batch_size": arguments.batch_size,
+        "segment_ids": True,
+        "end_of_text_id": tokenizer.end_of_text_id,
+    }
+    train = kgpt.data.windows(tokens.path, seed=0, repeat=True, random_offset=True, **options)
+    return train, kgpt.data.windows(tokens.validation_path, **options)
+
+
+def make_model(arguments, tokenizer):
+    """The model, with the options and the optimizer that need the fewest tokens."""
     backbone = kgpt.GPTBackbone.from_preset(
         arguments.preset,
         load_weights=False,
@@ -106,45 +111,57 @@ def main():
     )
     lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
     lm.compile(kgpt.recipes.fast_optimizer(arguments.steps, arguments.learning_rate))
+    return lm
+
+
+def evaluate(lm, valid, arguments, tokenizer, tokens):
+    """Perplexity, and bits per byte, of as much of the text held out as is read in seconds."""
+    steps = min(len(valid), MOST_BATCHES)
+    figures = lm.evaluate(valid, steps=steps, return_dict=True, verbose=0)
+    ids = np.load(tokens.validation_path)
+    ids = ids[: steps * arguments.batch_size * arguments.sequence_length]
+    counted = len(ids) - np.sum(ids == tokenizer.end_of_text_id)  # no text foretells the next one
+    num_bytes = len(tokenizer.decode(ids).encode())
+    return figures["perplexity"], figures["loss"] / math.log(2) * counted / num_bytes
+
+
+def main():
+    arguments = parse_arguments()
+    keras.utils.set_random_seed(0)
+    tokenizer, tokens = make_tokens(arguments)
+    train, valid = make_batches(arguments, tokenizer, tokens)
+    lm = make_model(arguments, tokenizer)
     print(f"{lm.count_params():,} parameters")
 
-    # Pretrain. After each epoch the model shows what it writes.
-    prompt = arguments.prompt or tokenizer.decode(held_out[:8])
+    # After each epoch the model shows what it writes.
+    prompt = arguments.prompt or ("Once upon a time" if not arguments.paths else None)
+    prompt = prompt or tokenizer.decode(np.load(tokens.validation_path)[:8])
     options = {"sampler": "top_p", "seed": 0, "sliding_window": True}
-    if not (arguments.prompt or arguments.paths):
-        prompt = "Once upon a time"
-    print(f"Training for {arguments.steps} steps (2 to 3 minutes for 1500 steps on 2 cores) ...")
+    print(f"Training for {arguments.steps} steps (1200 take 2 to 3 minutes on 2 cores) ...")
     lm.fit(
         train,
         epochs=arguments.epochs,
         steps_per_epoch=arguments.steps // arguments.epochs,
         validation_data=valid,
-        validation_steps=validation_steps,
+        validation_steps=min(len(valid), MOST_BATCHES),
         callbacks=[
-            kgpt.callbacks.ResumableCheckpoint(output / "checkpoints"),
+            kgpt.callbacks.ResumableCheckpoint(arguments.output / "checkpoints"),
             kgpt.callbacks.GenerateSamples(prompt, max_new_tokens=40, **options),
         ],
     )
-    file = output / "lm.keras"
+    file = arguments.output / "lm.keras"
     lm.save(file)
     print(f"Saved: {file}")
 
-    # What it has learned.
-    figures = lm.evaluate(valid, steps=validation_steps, return_dict=True, verbose=0)
-    num_bytes = len(tokenizer.decode(held_out).encode())
-    bits = figures["loss"] * len(held_out) / math.log(2) / num_bytes
-    print(
-        f"On {len(held_out):,} of the {tokens.num_validation_tokens:,} tokens held out: perplexity "
-        f"{figures['perplexity']:.2f} per token, {bits:.3f} bits per byte "
-        f"(a model that knows nothing: {tokenizer.vocabulary_size} and "
-        f"{math.log2(tokenizer.vocabulary_size) * len(held_out) / num_bytes:.1f})"
-    )
+    perplexity, bits = evaluate(lm, valid, arguments, tokenizer, tokens)
+    print(f"On text that was held out: perplexity {perplexity:.2f}, {bits:.3f} bits per byte")
     print(f"\n--- what it writes after {prompt!r} ---")
     print(lm.generate(prompt, max_new_tokens=200, **options))
+
     print("\n--- what to do next ---")
-    code = f"print(keras.saving.load_model('{file.as_posix()}').generate('{prompt}', 200))"
+    code = f"print(keras.saving.load_model('{file.as_posix()}').generate('Once', 200))"
     print(f'write more:     python -c "import keras, kgpt; {code}"')
-    print(f"fine-tune it:   python examples/finetune.py --model {file}")
+    print(f"fine-tune it:   python examples/finetune.py --task endings --model {file}")
     print("your own text:  python examples/pretrain.py my_book.txt my_notes/ --output runs/mine")
 
 

@@ -86,3 +86,11 @@ def test_numbers_are_scored_by_correlation_and_scores_need_labels():
     unlabelled, _ = task_batches(kgpt.data.classification, None)
     with pytest.raises(ValueError, match="Scores need labelled batches"):
         kgpt.callbacks.Scores(unlabelled)
+
+
+def test_packages_that_scores_need_are_asked_for_before_training(monkeypatch):
+    data, _ = task_batches(kgpt.data.classification, [1, 0] * 6)
+    monkeypatch.setattr("kgpt.callbacks.scores.find_spec", lambda name: None)
+
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        kgpt.callbacks.Scores(data)

@@ -21,7 +21,7 @@ def names_in(text):
 
 def test_stories_are_the_same_in_every_run_on_every_python(stories):
     assert stories[:50] == data.stories(50)
-    assert zlib.crc32("".join(stories).encode()) == 1448653665
+    assert zlib.crc32("".join(stories).encode()) == 4036011845
 
 
 def test_another_seed_tells_other_stories(stories):
