@@ -77,7 +77,7 @@ BUILT_IN = {
     "values": Task(values, epochs=10, say=value),
     "paraphrases": Task(kgpt.data.paraphrases, 10_000),
     "endings": Task(kgpt.data.story_endings, 1500, epochs=1, pretraining=(600, 256)),
-    "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=10, learning_rate=3e-3),
+    "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=5, learning_rate=3e-3),
 }
 
 
@@ -308,7 +308,7 @@ def show_answers(given, say, is_number):
         wrong = [one for one in given if one.answer != one.right]
         groups = {"The surest right answers": right[:3], "The surest wrong answers": wrong[:3]}
     for title, some in groups.items():
-        print(f"\n{title}:")
+        print(f"\n{title}:" if some else f"\n{title}: there are none")
         for one in some:
             question = one.question if isinstance(one.question, str) else " / ".join(one.question)
             sure = "" if is_number else f", {one.sureness:.1%} sure"
