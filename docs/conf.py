@@ -27,6 +27,7 @@ TUTORIALS = (
     "what_a_gpt_is",
     "pretrain_your_text",
     "how_to_write",
+    "many_devices",
 )
 _FILES = "|".join(TUTORIALS)
 
