@@ -302,14 +302,17 @@ def show_answers(given, say, is_number):
     """Prints the surest answers, right and wrong; of numbers, the nearest and the farthest."""
     given = sorted(given, key=lambda one: -one.sureness)
     if is_number:
-        groups = {"The nearest answers": given[:3], "The farthest": given[:-4:-1]}
+        groups = {"The nearest answers": given, "The farthest": given[::-1]}
     else:
         right = [one for one in given if one.answer == one.right]
         wrong = [one for one in given if one.answer != one.right]
-        groups = {"The surest right answers": right[:3], "The surest wrong answers": wrong[:3]}
+        groups = {"The surest right answers": right, "The surest wrong answers": wrong}
     for title, some in groups.items():
         print(f"\n{title}:" if some else f"\n{title}: there are none")
+        different = {}  # one example of each answer
         for one in some:
+            different.setdefault((say(one.answer), say(one.right)), one)
+        for one in list(different.values())[:3]:
             question = one.question if isinstance(one.question, str) else " / ".join(one.question)
             sure = "" if is_number else f", {one.sureness:.1%} sure"
             print(f"  {question.strip()}\n    -> {say(one.answer)} (right: {say(one.right)}{sure})")
