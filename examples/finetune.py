@@ -347,7 +347,8 @@ def finetune(name, task, arguments):
     most, epochs = arguments.examples or task.examples, arguments.epochs or task.epochs
     step = max(1, len(next(iter(train.values()))) // most)
     train = {column: rows[::step][:most] for column, rows in train.items()}
-    valid = {column: rows[:2000] for column, rows in valid.items()}
+    most_valid = 2000 // len(valid["choices"][0]) if "choices" in valid else 2000
+    valid = {column: rows[:most_valid] for column, rows in valid.items()}
     class_names = names_of_classes(train, valid)
 
     # What can be wrong with the data or is not installed shows here, before anything is trained.

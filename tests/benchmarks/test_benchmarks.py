@@ -119,3 +119,25 @@ def test_the_tables_in_the_readme_are_replaced_and_the_rest_stays(tmp_path, monk
     assert "old" not in text
     assert text.count("| c | kgpt | 2 | 1.00 | 1,234 |") == 1
     assert "Not measured: c, peer: why." in text
+
+
+@pytest.mark.slow
+def test_the_first_command_and_its_peer_read_the_same_text(tmp_path):
+    pytest.importorskip("transformers", reason="the peer")
+    pytest.importorskip("torch", reason="the peer's")
+    (tmp_path / "book.txt").write_text("It was the best of times.\n" * 400)
+    options = f"{tmp_path / 'book.txt'} --vocabulary-size 280 --sequence-length 16 --batch-size 2"
+    options += " --steps 2 --epochs 1"
+
+    done = run(
+        "first_command.py",
+        *("--output", tmp_path / "run", "--seeds", 0, "--rates", 1e-3, f"--options={options}"),
+        backend=keras.config.backend(),
+    )
+
+    assert done.returncode == 0, done.stderr
+    ours, peer = (line.split(" | ") for line in done.stdout.splitlines()[-2:])
+    assert "kgpt on" in ours[0]
+    assert 0 < float(ours[1]) < 20
+    assert 0 < float(peer[1]) < 20
+    assert int(peer[2]) >= 1
