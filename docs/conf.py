@@ -27,6 +27,13 @@ TUTORIALS = (
     "what_a_gpt_is",
     "pretrain_your_text",
     "how_to_write",
+    "classify",
+    "regression_and_similarity",
+    "from_openais_weights",
+    "your_own_parts",
+    "prompt_and_completion",
+    "export_and_serve",
+    "chinese_arithmetic",
     "many_devices",
 )
 _FILES = "|".join(TUTORIALS)

@@ -21,6 +21,8 @@ import numpy as np
 
 import kgpt
 
+EPOCHS = 40  # over the two lines of text
+
 keras.utils.set_random_seed(0)
 
 
@@ -210,7 +212,7 @@ print(f"knowing nothing: {np.log(tokenizer.vocabulary_size):.4f}")
 
 rows = np.array([tokenizer.encode(TEXT * 2)[start : start + 33] for start in range(40)])
 lm.compile(keras.optimizers.Adam(3e-3))
-history = lm.fit(rows[:, :-1], rows[:, 1:], batch_size=8, epochs=40, verbose=0)
+history = lm.fit(rows[:, :-1], rows[:, 1:], batch_size=8, epochs=EPOCHS, verbose=0)
 print("loss after epochs 1, 5, 9, ...:", *(f"{loss:.2f}" for loss in history.history["loss"][::4]))
 print(lm.generate("The dog", max_new_tokens=20, sampler="greedy", stop="."))
 

@@ -26,17 +26,17 @@ TUTORIALS = tutorials_of_the_site()
 
 # Constants at the top of tutorials, for a run of seconds.
 TINY = {
+    "what_a_gpt_is": {"EPOCHS": 2},
     "pretrain_your_text": {
-        **{"STEPS": 6, "SIZE": ONE_BLOCK, "VOCABULARY": 300, "CONTEXT": 32, "BATCH": 32},
+        **{"STEPS": 3, "SIZE": ONE_BLOCK, "VOCABULARY": 300, "CONTEXT": 96, "BATCH": 32},
     },
     "how_to_write": {"LENGTH": 6, "SAMPLES": 2},
     "classify": {"EPOCHS": 1, "CLASSES": 3, "EXAMPLES": 60},
     "regression_and_similarity": {"EPOCHS": 1, "PAIR_EPOCHS": 1, "PAIRS": 40, "SIZE": ONE_BLOCK},
-    "entailment_and_choice": {"EXAMPLES": 48, "EPOCHS": 1, "SIZE": ONE_BLOCK},
     "from_openais_weights": {"STEPS": 2},
     "prompt_and_completion": {"EXAMPLES": 64, "EPOCHS": 1, "SIZE": ONE_BLOCK},
     "export_and_serve": {"LENGTH": 4, "REQUESTS": 2},
-    "your_own_parts": {"EXAMPLES": 64, "STEPS": 3, "SIZE": ONE_BLOCK, "CONTEXT": 16},
+    "your_own_parts": {"EXAMPLES": 64, "STEPS": 3, "SIZE": ONE_BLOCK, "CONTEXT": 128},
     "chinese_arithmetic": {"EPOCHS": 1, "LARGEST": 12, "SIZE": ONE_BLOCK},
 }
 BOOK = "".join(f"Chapter {i}. The value of {i % 7} is the best of times.\n" for i in range(400))
