@@ -51,6 +51,11 @@ def fit_arrays(y, batch_size, **options):
     return fit
 
 
+def fifty_steps(model):
+    model.optimizer.learning_rate = 0.05  # at 0.5 rounding errors grow
+    return model.fit(X, batch_size=8, epochs=50, shuffle=False, verbose=0).history
+
+
 def fit_batches(model):
     data = kgpt.data.classification(TEXTS, LABELS[:7].tolist(), TOKENIZER, 16, 4, seed=0)
     return model.fit(data, epochs=2, validation_data=data, verbose=0).history
@@ -66,6 +71,7 @@ CASES = {
         kgpt.CausalLM, fit_arrays(None, 7, sample_weight=np.linspace(0, 2, ROWS).astype("float32"))
     ),
     "batches of kgpt.data": (classifier, fit_batches),
+    "fifty steps": (kgpt.CausalLM, fifty_steps),
 }
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
@@ -88,7 +94,10 @@ def results():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["rows that do not divide, with weights", "batches of kgpt.data"])
+CASES = ["rows that do not divide, with weights", "batches of kgpt.data", "fifty steps"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_two_replicas_train_and_evaluate_as_one_device(results, case):
     one, two = results[case]
 
