@@ -75,7 +75,7 @@ class Task(NamedTuple):
 BUILT_IN = {
     "categories": Task(categories),
     "values": Task(values, epochs=10, say=value),
-    "paraphrases": Task(kgpt.data.paraphrases, 10_000),
+    "paraphrases": Task(kgpt.data.paraphrases),
     "endings": Task(kgpt.data.story_endings, 1500, epochs=1, pretraining=(600, 256)),
     "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=5, learning_rate=3e-3),
 }
@@ -195,7 +195,7 @@ def body(columns, arguments):
         lm = keras.saving.load_model(arguments.model)
         tokenizer = lm.tokenizer.with_special_tokens()  # start, delimiter, classify, if need be
         return lm.backbone.with_vocabulary_size(tokenizer.vocabulary_size), tokenizer
-    style = {"vocabulary_size": 2048}
+    style = {"vocabulary_size": 700}
     if "prompts" in columns:  # digit by digit
         style = {"vocabulary_size": None, "style": "characters"}
     tokenizer = kgpt.Tokenizer.train(plain_texts(columns), **style)

@@ -32,8 +32,9 @@ def paraphrases(split: str = "train", num_pairs: int = 10_000, seed: int = 0) ->
     """Returns pairs of sentences of the same words or nearly, with the same meaning or another.
 
     For `similarity`. "Ben sold Mia a red kite" and "Mia bought a red kite from Ben" have the label
-    `"same"`. Where the two people have changed places, it is `"different"`, as in PAWS (Zhang et
-    al. 2019): whoever counts words is right in half of the pairs.
+    `"same"`, and "Mia sold Ben a red kite" would make it `"different"`. The second sentence always
+    begins with the other one of the two people, so what the verbs say of each other decides, and
+    no word alone: a small PAWS (Zhang et al. 2019).
 
     Args:
         split: `"train"` or `"validation"`: drawn apart from each other.
@@ -67,11 +68,11 @@ def _pair(one_of) -> tuple[str, str, str]:
     }
     sayings = one_of(_SAYINGS)
     first = one_of(sayings)
-    second = one_of([saying for saying in sayings if saying != first])
     label = one_of(("same", "different"))
-    people = (one, other) if label == "same" else (other, one)
-    return (
-        first.format(a=one, b=other, **objects),
-        second.format(a=people[0], b=people[1], **objects),
-        label,
-    )
+    if label == "same":  # the same people, told from the other side
+        second = one_of([saying for saying in sayings if saying[:3] != first[:3]])
+        people = {"a": one, "b": other}
+    else:  # the people have changed places
+        second = one_of([saying for saying in sayings if saying[:3] == first[:3]])
+        people = {"a": other, "b": one}
+    return first.format(a=one, b=other, **objects), second.format(**people, **objects), label

@@ -94,8 +94,7 @@ def test_paraphrases_have_the_same_words_or_nearly_whatever_their_label():
     columns = data.paraphrases(num_pairs=500)
 
     for first, second, _ in zip(*columns.values(), strict=True):
-        assert sorted(names_in(first)) == sorted(names_in(second))
-        assert first != second
+        assert names_in(first) == names_in(second)[::-1]
     assert 200 < columns["labels"].count("same") < 300
     assert columns == data.paraphrases(num_pairs=500)
     assert columns != data.paraphrases("validation", num_pairs=500)
