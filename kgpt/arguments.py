@@ -174,7 +174,7 @@ def _type_of(value) -> str:
 _SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 _COUNTS = ("num_outputs", "num_sequences", "sequence_length", "batch_size", "steps", "stride")
 _FLAGS = (
-    *("norm_first", "query_key_norm", "rotary_positions", "zero_init_residual"),
+    *("norm_first", "query_key_norm", "rotary_positions", "zero_init_residual", "recompute"),
     *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),

@@ -12,6 +12,7 @@ _FOREIGN = {
     "max_sequence_length": ("block_size", "n_positions", "n_ctx", "max_position_embeddings"),
     "dropout": ("resid_pdrop", "embd_pdrop", "summary_first_dropout", "classifier_dropout"),
     "attention_dropout": ("attn_pdrop", "attention_probs_dropout_prob"),
+    "recompute": ("gradient_checkpointing", "remat"),
     "layer_norm_epsilon": ("layer_norm_eps", "rms_norm_eps"),
     "activation": ("activation_function", "hidden_act"),
     "tokenizer": ("preprocessor", "processing_class"),

@@ -153,6 +153,7 @@ WRONG = [
         for name in ("query_key_norm", "rotary_positions")
     ),
     ("GPTBackbone", "zero_init_residual", [*FLAGS, None]),
+    *((maker, "recompute", [*FLAGS, None]) for maker in ("GPTBackbone", "DecoderBlock")),
     *(
         (maker, "activation", [None, 5, ["relu"], "gelu_new"])
         for maker in ("GPTBackbone", "DecoderBlock", "FeedForward")

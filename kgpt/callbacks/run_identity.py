@@ -132,7 +132,7 @@ def _model(model):
     if not type(model).__module__.startswith("kgpt."):
         config["layers"] = layers_of(model, without=body)
     backbone = described(body)
-    for name in ("quantization", "num_frozen_blocks", "dtype"):
+    for name in ("quantization", "num_frozen_blocks", "dtype", "recompute"):
         backbone.pop(name, None)
     lora = {name: backbone.pop(name, None) for name in list(backbone) if name.startswith("lora_")}
     return {

@@ -27,7 +27,7 @@ from kgpt.models.presets import HUB, PRESETS
 
 _MODEL_FILE = "model.keras"
 # What may be chosen beside weights that exist: no shape depends on it.
-_FREE = ("dropout", "attention_dropout", "dtype", "name", "trainable")
+_FREE = ("dropout", "attention_dropout", "recompute", "dtype", "name", "trainable")
 
 
 def load(cls, name, load_weights: bool, options: dict):

@@ -4,6 +4,7 @@ import keras
 
 from kgpt.arguments import checked
 from kgpt.initializers import normal_initializer
+from kgpt.kernels.recompute import recomputed
 from kgpt.layers.attention import CausalSelfAttention
 from kgpt.layers.dropout import Dropout
 from kgpt.layers.feed_forward import FeedForward
@@ -38,6 +39,8 @@ class DecoderBlock(keras.layers.Layer):
         rotary_positions: bool. Positions rotate queries and keys, as in `CausalSelfAttention`.
         attention_dropout: float in [0, 1). Share dropped of the attention weights; `dropout` if
             None. On a GPU the JAX backend has a fused kernel for 0 only.
+        recompute: bool. In training only the block's input is kept for the backward pass, which
+            runs the block again: less memory, more time, and the same results.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
@@ -68,6 +71,7 @@ class DecoderBlock(keras.layers.Layer):
         query_key_norm: bool = False,
         rotary_positions: bool = False,
         attention_dropout: float | None = None,
+        recompute: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -76,24 +80,18 @@ class DecoderBlock(keras.layers.Layer):
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.norm_first = norm_first
+        self.recompute = recompute
         self.layer_norm_epsilon = layer_norm_epsilon
         self.kernel_initializer = normal_initializer(kernel_initializer)
         self.residual_initializer = normal_initializer(residual_initializer or kernel_initializer)
         part = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        inner, last = self.kernel_initializer, self.residual_initializer
-        maps = {"kernel_initializer": inner, "output_initializer": last}
+        maps = self.kernel_initializer, self.residual_initializer
+        variant = query_key_norm, rotary_positions, attention_dropout
         self.attention = CausalSelfAttention(
-            num_heads,
-            dropout=dropout,
-            query_key_norm=query_key_norm,
-            rotary_positions=rotary_positions,
-            attention_dropout=attention_dropout,
-            name="attention",
-            **maps,
-            **part,
+            num_heads, dropout, *maps, *variant, name="attention", **part
         )
         self.feed_forward = FeedForward(
-            intermediate_dim, activation=activation, name="feed_forward", **maps, **part
+            intermediate_dim, activation, *maps, name="feed_forward", **part
         )
         norm = {"epsilon": layer_norm_epsilon, **part}
         self.attention_norm = LayerNorm(name="attention_norm", **norm)
@@ -103,12 +101,12 @@ class DecoderBlock(keras.layers.Layer):
 
     def build(self, hidden_states_shape):
         """Makes the parts of the block."""
-        sub_layers = self.attention, self.feed_forward
         norms = self.attention_norm, self.feed_forward_norm
-        for layer in (*sub_layers, *norms, self.dropout_layer):
+        for layer in (self.attention, self.feed_forward, *norms, self.dropout_layer):
             layer.build(hidden_states_shape)
         self.built = True
 
+    @recomputed
     def call(self, hidden_states, padding_mask=None, segment_ids=None, mask=None, training=None):
         """Returns the hidden states after the block, `(batch, length, hidden_dim)`."""
 
@@ -157,4 +155,5 @@ class DecoderBlock(keras.layers.Layer):
             "query_key_norm": self.attention.query_key_norm,
             "rotary_positions": self.attention.rotary_positions,
             "attention_dropout": self.attention_dropout,
+            "recompute": self.recompute,
         }

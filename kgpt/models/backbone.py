@@ -17,7 +17,7 @@ from kgpt.models.whole_model import WholeModel
 # The constructor's arguments that are attributes and entries of the config under the same name:
 # those of the blocks, and all.
 _OF_BLOCKS = (
-    *("num_heads", "intermediate_dim", "dropout", "norm_first", "activation"),
+    *("num_heads", "intermediate_dim", "dropout", "norm_first", "activation", "recompute"),
     *("layer_norm_epsilon", "query_key_norm", "rotary_positions", "attention_dropout"),
 )
 _OPTIONS = (
@@ -56,6 +56,9 @@ class GPTBackbone(WholeModel, keras.Model):
             that each block starts as the identity (Goyal et al. 2017, section 5.1).
         attention_dropout: float in [0, 1). Used on the attention weights; `dropout` if None. Set
             it to 0 to train on a GPU on the JAX backend, whose fused attention has no dropout.
+        recompute: bool. In training each block keeps its input alone, and the backward pass runs
+            the block again: room for larger batches and longer sequences, for about a fifth more
+            arithmetic. The results are the same.
         **kwargs: `name`, `trainable`, and `dtype`: a dtype policy such as `"mixed_bfloat16"`.
             Pure `"bfloat16"` trains with `kgpt.recipes.AdamW`, the default; pure `"float16"` is for
             inference. Under `"float64"` the loss is computed in float32.
@@ -101,6 +104,7 @@ class GPTBackbone(WholeModel, keras.Model):
         rotary_positions: bool = False,
         zero_init_residual: bool = False,
         attention_dropout: float | None = None,
+        recompute: bool = False,
         dtype=None,
         **kwargs,
     ):
@@ -121,8 +125,7 @@ class GPTBackbone(WholeModel, keras.Model):
         h = embedding(ids, segment_ids=segments)
         for block in decoder_blocks:
             h = block(h, segment_ids=segments)
-        if final_norm is not None:
-            h = final_norm(h)
+        h = h if final_norm is None else final_norm(h)
         h = MovePadding(back=True, name="from_right_padding")(h, padding_mask)
         inputs = (token_ids, padding_mask, segment_ids)
         super().__init__(inputs={x.name: x for x in inputs}, outputs=h, **kwargs)

@@ -94,9 +94,13 @@ def test_each_option_of_a_body_makes_another_run(option, value):
     assert_differs(identity_of(one_lm()), now, f"backbone.{option}")
 
 
+def test_recomputation_goes_on_with_a_run():
+    assert differences(identity_of(one_lm()), identity_of(language_model(recompute=True))) == []
+
+
 def test_every_option_of_a_body_is_known():
     options = set(body().get_config())
-    options -= {"name", "trainable", "quantization", "num_frozen_blocks"}
+    options -= {"name", "trainable", "quantization", "num_frozen_blocks", "recompute"}
     options = {name for name in options if not name.startswith("lora_")}
 
     assert options <= set(identity_of(one_lm())["run"]["backbone"])
