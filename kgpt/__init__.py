@@ -14,6 +14,7 @@ from kgpt.models import (
     TextClassifier,
     TextRegressor,
 )
+from kgpt.plan import plan
 from kgpt.tokenizer import Tokenizer
 
 __version__ = "0.2.0.dev0"
@@ -36,6 +37,7 @@ __all__ = [
     "layers",
     "metrics",
     "model_card",
+    "plan",
     "plot",
     "recipes",
     "to_huggingface",

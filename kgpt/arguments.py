@@ -179,12 +179,12 @@ _FLAGS = (
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
     *("return_log_probabilities", "multi_label", "overwrite", "in_words"),
-    *("use_ema", "amsgrad", "handle_signals"),
+    *("use_ema", "amsgrad", "handle_signals", "compile"),
 )
 RULES = {
     **dict.fromkeys((*_SIZES, "max_sequence_length"), integer(1, most=2**31 - 1)),  # int32
     "num_layers": integer(1, most=10_000),
-    **dict.fromkeys(_COUNTS, integer(1)),
+    **dict.fromkeys((*_COUNTS, "tokens"), integer(1)),
     **dict.fromkeys(("gradient_accumulation_steps", "steps_per_epoch", "shard_count"), integer(1)),
     **dict.fromkeys(("rank", "num_return_sequences"), integer(1)),
     **dict.fromkeys(("num_classes", "num_choices"), integer(2)),
@@ -210,6 +210,9 @@ RULES = {
     "label_smoothing": number("[0, 1)"),
     "threshold": number("(0, 1)", "It is a probability."),
     "layer_decay": number("(0, 1]", "Try 0.9."),
+    "mfu": number("(0, 1]", "It is a share of peak_flops."),
+    "peak_flops": number("(0, inf)"),
+    "price": number("[0, inf)"),
     **dict.fromkeys(("learning_rate", "layer_norm_epsilon", "alpha"), number("(0, inf)")),
     "lora_alpha": number("(0, inf)", "Names of layers are target_layer_names."),
     **dict.fromkeys(("final_learning_rate", "weight_decay", "lm_loss_weight"), number("[0, inf)")),

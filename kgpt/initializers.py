@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 
 import keras
+from keras.src.backend.common import global_state
 
 _start_at_zero = contextvars.ContextVar("start_at_zero", default=False)
 
@@ -33,3 +34,19 @@ def normal_initializer(initializer):
     initializer = keras.initializers.get(initializer)
     is_object = isinstance(initializer, keras.initializers.Initializer)
     return initializer.clone() if is_object else initializer
+
+
+@contextlib.contextmanager
+def without_values():
+    """Variables made inside have a shape and no value, and so take no memory.
+
+    For looking at a model's sizes. It can't be run, except by JAX on values that it is given.
+    """
+    # Keras would give values to variables on its list when it next leaves such a scope.
+    waiting = global_state.get_global_attribute("uninitialized_variables", [])
+    global_state.set_global_attribute("uninitialized_variables", [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", waiting)

@@ -184,21 +184,26 @@ def tiled(query, key, value, segment_ids=None, rate: float = 0.0, seed=None, til
         float tensor `(batch, length, heads, head_dim)`.
     """
     length, num_heads, head_dim = query.shape[1:]
-    if tile is None:
-        tile = math.ceil(length / _GROUPS) if length < LOOPED_FROM else TILE
-    count = math.ceil(length / tile)
-    padded = count * tile  # keys added at the end are seen by no real query
+    groups = groups_of(length, tile)
+    padded = groups[-1].stop  # keys added at the end are seen by no real query
     if padded != length:
         query, key, value = (_pad_end(x, 1, padded - length) for x in (query, key, value))
         segment_ids = None if segment_ids is None else _pad_end(segment_ids, 1, padded - length)
-    in_group = math.ceil(count / _GROUPS)
-    groups = [_Group(i, min(in_group, count - i), tile) for i in range(0, count, in_group)]
     draw = dropout_kernel.repeatable_masks(rate, seed) if rate else None
     # Not in a loop: there TensorFlow joins scale, product and mask, and takes 100 times as long.
     query = query * (1 / math.sqrt(head_dim))
     query, key, value = (_arrange(x, "blhd->bhld") for x in (query, key, value))
     attended = _tiled_attention(groups, segment_ids, draw, rate)(query, key, value)
     return ops.reshape(attended, (-1, padded, num_heads, head_dim))[:, :length]
+
+
+def groups_of(length: int, tile=None) -> list:
+    """Returns the groups of tiles that `tiled` makes of a length, in order."""
+    if tile is None:
+        tile = math.ceil(length / _GROUPS) if length < LOOPED_FROM else TILE
+    count = math.ceil(length / tile)
+    in_group = math.ceil(count / _GROUPS)
+    return [_Group(i, min(in_group, count - i), tile) for i in range(0, count, in_group)]
 
 
 def _tiled_attention(groups, segment_ids, draw, rate):
