@@ -32,6 +32,7 @@ TUTORIALS = (
     "from_openais_weights",
     "your_own_parts",
     "prompt_and_completion",
+    "why_pretraining_pays",
     "export_and_serve",
     "chinese_arithmetic",
     "many_devices",

@@ -27,6 +27,7 @@ import kgpt
 
 STEPS = 600  # of pretraining
 LABELS = (50, 200)
+EXAMPLES = 100  # of the test
 PASSES = 1200  # examples of fine-tuning, whatever the number of labels
 SIZE = {"num_layers": 3, "num_heads": 4, "hidden_dim": 128}
 CONTEXT, BATCH = 256, 12  # a story has about 195 tokens
@@ -44,9 +45,7 @@ keras.utils.set_random_seed(0)
 # which is hard to beat with few labels. ``benchmarks/label_efficiency.py`` makes these numbers
 # anew.
 
-KEPT = Path("benchmarks/results/label_efficiency.json")
-if not KEPT.exists():  # run from elsewhere than the repository's root
-    KEPT = Path("..") / KEPT
+KEPT = Path(__file__).resolve().parents[1] / "benchmarks/results/label_efficiency.json"
 records = json.loads(KEPT.read_text(encoding="utf-8"))
 METHODS = {  # name in the file: colour, marker; colours that a colour-blind reader can tell apart
     "pretrained": ("#0072B2", "o"),
@@ -121,7 +120,7 @@ lm = kgpt.CausalLM(fresh_body(), tokenizer=tokenizer)
 lm.compile(kgpt.recipes.fast_optimizer(STEPS))
 
 
-def right_without_labels(count=100):
+def right_without_labels(count=EXAMPLES):
     contexts = [context for context in test["contexts"][:count] for _ in range(4)]
     ends = [end for choices in test["choices"][:count] for end in choices]
     scores = lm.score(ends, contexts, reduction="mean").reshape(-1, 4)
@@ -175,7 +174,7 @@ def right_with_labels(blocks, labels):
     epochs = max(1, PASSES // labels)
     model.compile(kgpt.recipes.finetuning_optimizer(epochs * len(batches), 5e-4, warmup=0.1))
     model.fit(batches, epochs=epochs, verbose=0)
-    columns = [test[name][:100] for name in ("contexts", "choices", "labels")]
+    columns = [test[name][:EXAMPLES] for name in ("contexts", "choices", "labels")]
     asked = kgpt.data.multiple_choice(*columns, tokenizer, CONTEXT, batch_size=25, seed=None)
     return model.evaluate(asked, verbose=0, return_dict=True)["accuracy"]
 

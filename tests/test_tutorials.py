@@ -35,6 +35,9 @@ TINY = {
     "regression_and_similarity": {"EPOCHS": 1, "PAIR_EPOCHS": 1, "PAIRS": 40, "SIZE": ONE_BLOCK},
     "from_openais_weights": {"STEPS": 2},
     "prompt_and_completion": {"EXAMPLES": 64, "EPOCHS": 1, "SIZE": ONE_BLOCK},
+    "why_pretraining_pays": {
+        **{"STEPS": 5, "SIZE": ONE_BLOCK, "BATCH": 2, "EXAMPLES": 8, "LABELS": (4, 8), "PASSES": 8},
+    },
     "export_and_serve": {"LENGTH": 4, "REQUESTS": 2},
     "your_own_parts": {"EXAMPLES": 64, "STEPS": 3, "SIZE": ONE_BLOCK, "CONTEXT": 128},
     "chinese_arithmetic": {"EPOCHS": 1, "LARGEST": 12, "SIZE": ONE_BLOCK},
