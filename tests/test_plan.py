@@ -251,6 +251,7 @@ MORE_PEAKS = {
     "tiles without dropout": (8, 256, {"dropout": 0.0}),
     "tiles, recomputed": (8, 256, {"num_layers": 4, "recompute": True}),
     "loops": (2, 1024, {}),
+    "loops, recomputed": (2, 1024, {"num_layers": 4, "recompute": True}),
     "loops without dropout": (2, 1024, {"dropout": 0.0}),
 }
 

@@ -102,6 +102,7 @@ MAKERS = {
     "conversations": made(data.conversations, conversations=[[("a", True)]], tokenizer=tokenizer),
     "documents": made(data.documents, texts=["a", "b"], tokenizer=tokenizer),
     "windows": made(data.windows, path="no.npy", sequence_length=8, batch_size=2),
+    "plan": made(kgpt.plan, **SIZES),
     "write_tokens": made(
         data.write_tokens, files_or_texts=TEXTS, tokenizer=tokenizer, path="no.npy"
     ),
@@ -159,6 +160,14 @@ WRONG = [
         for maker in ("GPTBackbone", "DecoderBlock", "FeedForward")
     ),
     ("GPTBackbone", "trainable", ["no", 1]),
+    *(("plan", name, COUNTS) for name in ("batch_size", "sequence_length", "steps", "tokens")),
+    *(("plan", name, NUMBERS) for name in ("peak_flops", "mfu")),
+    ("plan", "price", NOT_BELOW_ZERO),
+    ("plan", "compile", [*FLAGS, None]),
+    ("plan", "style", ["zero", None, 5]),
+    ("plan", "mesh", [0, -1, 1.5, "2", True, None, (2, 2, 2), (2, 0)]),
+    ("plan", "optimizer", ["adamwx", 5, keras.optimizers.SGD]),
+    ("plan", "hidden_dim", COUNTS),
     ("CausalSelfAttention", "num_heads", COUNTS),
     ("CausalSelfAttention", "dropout", SHARES),
     ("CausalSelfAttention", "attention_dropout", SHARES),

@@ -1,6 +1,8 @@
 """What a training step computes and keeps, from a model's sizes alone."""
 
+import collections
 import math
+import re
 from dataclasses import dataclass
 
 import keras
@@ -140,7 +142,9 @@ def memory(model, optimizer, batch_size: int, length: int, axes=(1, 1), style="d
     activations = len(_reached(body)) * (states if body.recompute else block)
     dropout = body.decoder_blocks[0].attention.dropout
     arrays = _WORKING if length < LOOPED_FROM else _LOOPED[dropout > 0]
-    working = states * (_WHOLE + (arrays - _WHOLE) // axes[1]) + body.recompute * block
+    working = states * (_WHOLE + (arrays - _WHOLE) // axes[1])
+    if body.recompute:  # with loops about half of it is there at the peak
+        working += block if length < LOOPED_FROM else block // 2
     if TILED_FROM <= length < LOOPED_FROM:
         tile = 2 * rows * body.num_heads * groups_of(length)[0].stop * length
         working += tile * _itemsize(body.compute_dtype) // axes[1]
@@ -160,22 +164,28 @@ def memory(model, optimizer, batch_size: int, length: int, axes=(1, 1), style="d
 def optimizer_state(optimizer, variables) -> list:
     """Returns what an optimizer keeps, as `keras.KerasTensor`s.
 
-    It is built for small variables in place of those, each of another shape.
+    It is built for a small variable, of a shape of its own, in place of all that are alike.
 
     Args:
         optimizer: Keras optimizer that is not built.
         variables: the variables that are trained, which need no values.
     """
-    stand_ins = []
-    for i, variable in enumerate(variables, start=2):
-        shape = (i, *[1] * (len(variable.shape) - 1))
-        stand_ins.append(keras.Variable("zeros", shape=shape, dtype=variable.dtype))
-        stand_ins[-1]._path = variable.path  # by which optimizers treat them
+    kinds = collections.Counter(
+        (tuple(v.shape), v.dtype, re.sub(r"\d+", "0", v.path)) for v in variables
+    )
+    stand_ins, kind_of = [], {}
+    for i, (shape, dtype, path) in enumerate(kinds, start=2):
+        small = (i, *[1] * (len(shape) - 1))
+        stand_ins.append(keras.Variable("zeros", shape=small, dtype=dtype))
+        stand_ins[-1]._path = path  # by which optimizers treat them
+        kind_of[small] = (shape, dtype, path)
     optimizer.build(stand_ins)
-    shapes = {tuple(s.shape): v.shape for s, v in zip(stand_ins, variables, strict=True)}
-    return [
-        keras.KerasTensor(shapes.get(tuple(v.shape), v.shape), v.dtype) for v in optimizer.variables
-    ]
+    state = []
+    for variable in optimizer.variables:
+        kind = kind_of.get(tuple(variable.shape))
+        shape = variable.shape if kind is None else kind[0]
+        state += [keras.KerasTensor(shape, variable.dtype)] * kinds.get(kind, 1)
+    return state
 
 
 # How many arrays of the hidden states' size the backward pass of a block takes, also where
