@@ -1,6 +1,6 @@
 """Fine-tune a small GPT: classes, numbers, pairs, choices and sums, from text to predictions.
 
-Five tasks that need no download, each a minute or two on 2 cores:
+Five tasks that need no download, each of a few minutes on 2 cores:
 
     python examples/finetune.py                      # all of them
     python examples/finetune.py --task categories    # a character's name -> its Unicode category
@@ -76,7 +76,7 @@ BUILT_IN = {
     "categories": Task(categories),
     "values": Task(values, epochs=10, say=value),
     "paraphrases": Task(kgpt.data.paraphrases),
-    "endings": Task(kgpt.data.story_endings, 1500, epochs=1, pretraining=(600, 256)),
+    "endings": Task(kgpt.data.story_endings, 1000, epochs=1, pretraining=(600, 256)),
     "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=5, learning_rate=3e-3),
 }
 
