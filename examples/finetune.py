@@ -6,7 +6,7 @@ Five tasks that need no download, each of a few minutes on 2 cores:
     python examples/finetune.py --task categories    # a character's name -> its Unicode category
     python examples/finetune.py --task values        # a numeral's name -> its value
     python examples/finetune.py --task paraphrases   # two sentences -> do they mean the same?
-    python examples/finetune.py --task endings       # a story -> which of two ends is its own
+    python examples/finetune.py --task endings       # a story -> which of four ends is its own
     python examples/finetune.py --task arithmetic    # "37 + 58 = " -> "95"
 
 Your own table (.csv, .tsv, .jsonl, .json, .parquet, plain or compressed) or a data set of the

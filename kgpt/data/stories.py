@@ -18,7 +18,7 @@ def stories(num_stories: int = 10_000, seed: int = 0) -> list[str]:
 
     A story is told in three paragraphs, of about 600 characters: there is a hero with a friend, a
     plot, and an end that fits it. Its people and things stay the same from line to line, which is
-    what a language model has to learn beyond words and grammar. Text of so few words (about 600)
+    what a language model has to learn beyond words and grammar. Text of so few words (about 750)
     and plots is learned within minutes, as in TinyStories (Eldan and Li 2023), whose stories are a
     large model's; it shows that a model works, not how well it would do on books.
 
