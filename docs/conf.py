@@ -34,8 +34,8 @@ TUTORIALS = (
     "prompt_and_completion",
     "why_pretraining_pays",
     "export_and_serve",
-    "chinese_arithmetic",
     "many_devices",
+    "chinese_arithmetic",
 )
 _FILES = "|".join(TUTORIALS)
 

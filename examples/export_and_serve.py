@@ -224,4 +224,4 @@ if are_installed("ctranslate2", "transformers", "torch", "safetensors", "hugging
 #   request, and to the tokens per second?
 # - Serve a classifier: ``classifier.predict_text([text], probabilities=True)``.
 #
-# Next: ``examples/chinese_arithmetic.py`` (in Chinese), or a model of your own.
+# Next: ``examples/many_devices.py``, for when one machine is too small.

@@ -183,3 +183,5 @@ lm.generate("The cat", max_new_tokens=12, sampler="greedy", stop=".")
 #         optimizer.step()
 #
 # On TensorFlow, make the model under ``tf.distribute.MirroredStrategy().scope()`` and call ``fit``.
+#
+# Next: ``examples/chinese_arithmetic.py`` (in Chinese), or a model of your own.

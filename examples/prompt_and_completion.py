@@ -207,4 +207,4 @@ print("learned:", "".join(learned))
 # - Put "no date" into the data: a tenth of the prompts are words, and the completion is `` none``.
 # - Ask for the day of the week as well. Can a model of this size learn that at all?
 #
-# Next: ``examples/export_and_serve.py`` takes a model out of Python.
+# Next: ``examples/why_pretraining_pays.py`` asks what a body that has read plain text is worth.

@@ -237,4 +237,4 @@ kgpt.plot.next_tokens(lm, "The cat sat on the", k=5)
 # - Leave the position table out (``embedding.weights[1].assign(0 * P)``) and look at what changes.
 # - Read the layers: ``kgpt/layers/`` is what you have just computed, in 400 lines of code.
 #
-# Next: ``examples/pretrain.py`` trains such a model on a real text.
+# Next: ``examples/pretrain_your_text.py`` trains such a model on a real text.

@@ -214,3 +214,5 @@ for labels in LABELS:
 # Where to go on: ``examples/classify.py`` fine-tunes a classifier step by step; with
 # :func:`kgpt.CausalLM.from_preset` ``("gpt2")`` the body has read 40 GB of text instead of one
 # megabyte.
+#
+# Next: ``examples/export_and_serve.py`` takes a model out of Python.
