@@ -236,6 +236,11 @@ for axes, values, name in ((left, of_words, "words in common"), (right, predicte
 figure.savefig(RUN / "similarity.png", dpi=120)
 
 # %%
+# Clouds of dots say what is left to learn. Two clouds above one score, about one meaning apart, are
+# a slot that the model does not read yet; they come together with more epochs.
+#
+# Both orders give the same number:
+
 first, second = "the kid wants a hat at the shop", "the child desires a cap at the store"
 there, back = similarity.predict_text([(first, second), (second, first)])
 print(f"{float(np.squeeze(there)) + middle:.4f} and, the other way round, "
