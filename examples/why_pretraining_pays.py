@@ -30,7 +30,9 @@ LABELS = (50, 200)
 EXAMPLES = 100  # of the test
 PASSES = 1200  # examples of fine-tuning, whatever the number of labels
 SIZE = {"num_layers": 3, "num_heads": 4, "hidden_dim": 128}
-CONTEXT, BATCH = 256, 12  # a story has about 195 tokens
+CONTEXT = 256  # a story has about 195 tokens
+BATCH = 12
+STORIES = 4000
 FAST = {"rotary_positions": True, "query_key_norm": True, "zero_init_residual": True}
 
 keras.utils.set_random_seed(0)
@@ -86,7 +88,7 @@ plt.show()
 # :func:`kgpt.data.story_endings` takes the end off and offers four. One end fits the people and
 # things of the story.
 
-stories = kgpt.data.stories(4000)
+stories = kgpt.data.stories(STORIES)
 train, test = (kgpt.data.story_endings(split, 600) for split in ("train", "validation"))
 print(train["contexts"][0])
 for number, choice in enumerate(train["choices"][0]):
