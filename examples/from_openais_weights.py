@@ -28,7 +28,7 @@ import kgpt
 
 WEIGHTS = "gpt2"  # or "gpt1", "gpt2_medium", "gpt2_large", "gpt2_xl", "hf://name/of-a-gpt2"
 BODY = Path("runs/pretrain_your_text/lm.keras")  # without a network
-STEPS = 100  # of 8 texts; on a GPU 2000
+STEPS = 100  # of 8 texts, for GPT-2; on a GPU 2000
 CONTEXT = 64
 RUN = Path("runs/from_openais_weights")
 
@@ -95,7 +95,7 @@ def pairs():
                 docstring = ast.get_docstring(node) or ""
                 arguments = ", ".join(argument.arg for argument in node.args.args)
                 if 15 < len(docstring) < 80 and len(arguments) < 40 and "\n" not in docstring:
-                    yield f'def {node.name}({arguments}):\n    """', f'{docstring}"""'
+                    yield f'def {node.name}({arguments}):\n    """', docstring
 
 
 examples = sorted(set(pairs()))
@@ -103,7 +103,7 @@ random.Random(0).shuffle(examples)
 test, train = examples[:100], examples[100:]
 print(f"{len(train)} examples, such as\n")
 for prompt, completion in train[:2]:
-    print(prompt + completion + "\n")
+    print(f'{prompt}{completion}"""\n')
 
 batches = {"tokenizer": lm.tokenizer, "sequence_length": CONTEXT, "batch_size": 8}
 train_batches = kgpt.data.completions(*zip(*train, strict=True), seed=0, repeat=True, **batches)
@@ -131,9 +131,10 @@ print(f"{trained:,} weights are trained, {trained / before:.1%} of {before:,}")
 # A higher rate than for training everything is right, 1e-3 here, since the additions begin at
 # nothing and the rest can't be spoilt.
 
-lm.compile(kgpt.recipes.pretraining_optimizer(STEPS, learning_rate=1e-3, weight_decay=0.0))
+steps = STEPS if name == WEIGHTS else 4 * STEPS  # the small model needs more, and is fast
+lm.compile(kgpt.recipes.pretraining_optimizer(steps, learning_rate=1e-3, weight_decay=0.0))
 untaught = lm.evaluate(test_batches, return_dict=True, verbose=0)
-lm.fit(train_batches, epochs=1, steps_per_epoch=STEPS, verbose=2)
+lm.fit(train_batches, epochs=1, steps_per_epoch=steps, verbose=2)
 taught = lm.evaluate(test_batches, return_dict=True, verbose=0)
 print(f"perplexity of new docstrings: {untaught['perplexity']:.1f} before, "
       f"{taught['perplexity']:.1f} after")  # fmt: skip
