@@ -234,9 +234,13 @@ points = {}
 for name, options in settings.items():
     count = SAMPLES if name not in ("greedy", "beam") else 1  # these always write the same
     continuations = lm.generate(
-        [tokenizer.encode(PROMPT)] * count, LENGTH, seed=0, return_prompt=False, **options
+        [tokenizer.encode(PROMPT)] * count,
+        LENGTH,
+        seed=0,
+        return_prompt=False,
+        stop_token_ids=None,
+        **options,
     )
-    continuations = [continuation for continuation in continuations if len(continuation)]
     bits = -lm.score(
         continuations, prompts=[ids[0].tolist()] * len(continuations), reduction="mean"
     )
