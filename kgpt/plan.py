@@ -84,7 +84,7 @@ def plan(
 
     Args:
         model: a preset's name, the config of a `GPTBackbone`, a backbone, or a model over one. May
-            be left out where the sizes are keywords. Bodies are planned as `CausalLM`s.
+            be left out where the sizes are keywords. A body is planned as a `CausalLM`.
         batch_size: int. Sequences in a step, over all devices.
         sequence_length: int. Tokens in a sequence; the model's maximum if None.
         dtype: a dtype policy such as `"mixed_bfloat16"`; the model's, or Keras's, if None.
