@@ -58,7 +58,7 @@ def from_keras_hub(model) -> Any:
         variable = getattr(layer, name)
         rows = tuple(variable.shape)[:-1]
         parts = [ops.reshape(getattr(*part), (*rows, -1)) for part in parts]
-        variable.assign(ops.concatenate(parts, axis=-1))
+        variable.assign(ops.copy(ops.concatenate(parts, axis=-1)))
     if not is_lm:
         return ours
     tokenizer = getattr(model.preprocessor, "tokenizer", None)
@@ -103,7 +103,7 @@ def to_keras_hub(model) -> Any:
         values = ops.split(ops.convert_to_tensor(getattr(*weight)), len(parts), axis=-1)
         for (layer, name), value in zip(parts, values, strict=True):
             variable = getattr(layer, name)
-            variable.assign(ops.reshape(value, variable.shape))
+            variable.assign(ops.copy(ops.reshape(value, variable.shape)))
     if model is ours:
         return theirs
     return models.GPT2CausalLM(

@@ -80,7 +80,7 @@ def _with_size(model, name, size):
         if own.shape != new.shape:
             rows = min(own.shape[0], new.shape[0])
             own = ops.concatenate([own[:rows], new[rows:]])
-        new.assign(own)
+        new.assign(ops.copy(own))  # on JAX training gives away the arrays it begins with
     return resized
 
 

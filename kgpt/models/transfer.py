@@ -1,5 +1,7 @@
 """The first layers of another body."""
 
+from keras import ops
+
 from kgpt.arguments import checked
 from kgpt.models.resize import check_plain
 
@@ -42,7 +44,7 @@ def take_blocks(self, other, num_blocks: int):
     own, taken = ([body.embedding, *body.decoder_blocks[:num_blocks]] for body in (self, other))
     for layer, source in zip(own, taken, strict=True):
         for weight, value in zip(layer.weights, source.weights, strict=True):
-            weight.assign(value)
+            weight.assign(ops.copy(value))  # on JAX training gives away the arrays it begins with
 
 
 def _check_same(own, other, num_blocks):

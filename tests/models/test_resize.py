@@ -112,3 +112,35 @@ def test_a_task_for_longer_texts_than_the_new_body_is_refused():
 
     with pytest.raises(ValueError, match="length=8, max_sequence_length=7"):
         model.with_max_sequence_length(7)
+
+
+def taken_blocks(backbone):
+    taken = kgpt.GPTBackbone.from_config(backbone.get_config())
+    taken.take_blocks(backbone, backbone.num_layers)
+    return taken
+
+
+def to_keras_hub_and_back(backbone):
+    pytest.importorskip("keras_hub", reason="its models are what is converted")
+    return kgpt.from_keras_hub(kgpt.to_keras_hub(backbone))
+
+
+COPIES = {
+    "take_blocks": taken_blocks,
+    "with_vocabulary_size": lambda backbone: backbone.with_vocabulary_size(20),
+    "with_max_sequence_length": lambda backbone: backbone.with_max_sequence_length(4),
+    "keras-hub": to_keras_hub_and_back,
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_training_a_copy_leaves_the_first_model_as_it_was(name):
+    backbone = kgpt.GPTBackbone(11, 1, 2, 8, max_sequence_length=6, dropout=0.0)
+    x = np.array([[1, 2, 3, 4]])
+    expected = to_numpy(backbone(x))
+
+    lm = kgpt.CausalLM(COPIES[name](backbone))
+    lm.compile("adam")
+    lm.fit(x, verbose=0)
+
+    np.testing.assert_array_equal(to_numpy(backbone(x)), expected)
