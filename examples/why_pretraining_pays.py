@@ -28,7 +28,7 @@ import kgpt
 STEPS = 600  # of pretraining
 LABELS = (50, 200)
 EXAMPLES = 100  # of the test
-PASSES = 1200  # examples of fine-tuning, whatever the number of labels
+PASSES = 400  # examples of fine-tuning, whatever the number of labels
 SIZE = {"num_layers": 3, "num_heads": 4, "hidden_dim": 128}
 CONTEXT = 256  # a story has about 195 tokens
 BATCH = 12

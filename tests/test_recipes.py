@@ -268,7 +268,7 @@ def test_an_iteration_in_bfloat16_gives_the_update_of_kerass_muon_to_its_precisi
         if "decoder_block" not in path or update.ndim == 1:
             np.testing.assert_array_equal(update, expected[path], err_msg=path)
         scale = np.abs(expected[path]).max()
-        np.testing.assert_allclose(update, expected[path], atol=0.1 * scale, err_msg=path)
+        np.testing.assert_allclose(update, expected[path], atol=0.2 * scale, err_msg=path)
         cosine = np.sum(update * expected[path])
         cosine /= np.linalg.norm(update) * np.linalg.norm(expected[path])
         assert cosine > 0.99, path

@@ -113,6 +113,7 @@ class TokenWindows(ResumableBatches):
     has_next_tokens = True
 
     def __init__(self, **config):
+        _import_grain()  # before Keras does, which lets it warn
         super().__init__(repeat=config["repeat"])
         self._config = config
         self._checked_sizes = set()
