@@ -1,5 +1,7 @@
 """What kgpt prints: lines that fit the console, in characters that it has."""
 
+import contextlib
+import logging
 import shutil
 import sys
 import threading
@@ -16,6 +18,21 @@ def show(text: str = "", end: str = "\n") -> None:
     """Prints a text, with `?` for characters that the console's encoding lacks."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_imports():
+    """Inside, packages are imported without grain's warning that JAX is missing.
+
+    It needs JAX for profiling alone.
+    """
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class ProgressLine:

@@ -175,9 +175,15 @@ def pin(x, *axes):
             for all that lie between, and those at the end may be left out. A dimension that the
             devices don't divide stays whole, as does one of an axis that the mesh does not have.
 
+    Raises:
+        ValueError: for axes of other names.
+
     Example:
         hidden_states = kgpt.distribution.pin(backbone(token_ids), "batch")
     """
+    for axis in axes:
+        if not any(axis is known for known in (None, ...)) and axis not in (BATCH, MODEL):
+            refuse("axes", axis, 'each "batch", "model", None or ...')
     distribution = current()
     if distribution is None:
         return x

@@ -100,6 +100,15 @@ ROWS = {
                          {"folder": [None, 5, "no"], "num_heads": [0, "12"]}),
     "kgpt.model_card": (kgpt.model_card, {"model": lm, "path": "no.md"},
                         {"model": [None, 5], "path": [None, 5], "tokens_seen": [-1, "many"]}),
+    "kgpt.plan": (kgpt.plan, {"model": "gpt_nano"}, {
+        "model": ["gpt5", 5, {}], "batch_size": [0, "8"], "sequence_length": [0, 10**6],
+        "optimizer": ["fast", 5], "mesh": [0, (2, 2, 2), "two"], "style": ["zero"],
+        "steps": [0], "mfu": [0, 2], "peak_flops": [-1], "price": [5]}),
+    "kgpt.distribution.layout_map": (
+        kgpt.distribution.layout_map, {"model": "gpt_nano", "mesh": 8},
+        {"model": [None, "gpt5"], "mesh": [None, 8, (2, 4)], "style": ["zero", None]}),
+    "kgpt.distribution.pin": (
+        lambda axes: kgpt.distribution.pin(np.ones((2, 3)), axes), {}, {"axes": ["rows", 5]}),
     "kgpt.data.arithmetic": (data.arithmetic, {}, {"split": [5, "dev"]}),
     "kgpt.data.character_categories": (data.character_categories, {},
                                        {"split": [5, "dev"], "in_words": ["yes"]}),

@@ -1,6 +1,5 @@
 """Token file -> shuffled, resumable training windows."""
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kgpt.arguments import checked, is_int
+from kgpt.console import quiet_imports
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.token_file import TokenFile
 from kgpt.distribution import data_shard
@@ -113,7 +113,6 @@ class TokenWindows(ResumableBatches):
     has_next_tokens = True
 
     def __init__(self, **config):
-        _import_grain()  # before Keras does, which lets it warn
         super().__init__(repeat=config["repeat"])
         self._config = config
         self._checked_sizes = set()
@@ -237,12 +236,6 @@ def _shard(shard_index: int | None, shard_count: int | None) -> tuple[int, int]:
 
 
 def _import_grain():
-    """Imports grain without its warning that JAX, which it needs for profiling only, is missing."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with quiet_imports():
         import grain
-    finally:
-        logger.setLevel(level)
     return grain

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.arguments import is_int, is_real
+from kgpt.console import quiet_imports
 from kgpt.generation.filters import Filters
 from kgpt.text import check_no_table
 
@@ -188,7 +189,7 @@ def read_sampler(sampler, filters, **others):
     Raises:
         ValueError: for what is no sampler, and for options that can't act beside it.
     """
-    from keras_hub import samplers
+    samplers = keras_hub_samplers()
 
     given = {name: value for name, value in filters._asdict().items() if value is not None}
     shape = {name: value for name, value in given.items() if name in _SHAPE}
@@ -237,11 +238,16 @@ def check_options(sampler="auto", max_new_tokens=100, min_new_tokens=0, **option
     return read_sampler(sampler, filters, min_new_tokens=min_new_tokens, **others)
 
 
+def keras_hub_samplers():
+    """Returns the module of keras-hub's samplers, imported when first used."""
+    with quiet_imports():
+        from keras_hub import samplers
+    return samplers
+
+
 def is_stepwise(sampler) -> bool:
     """Returns whether a sampler settles a token at a time, in keras-hub's plain loop."""
-    from keras_hub.samplers import Sampler
-
-    return type(sampler).__call__ is Sampler.__call__
+    return type(sampler).__call__ is keras_hub_samplers().Sampler.__call__
 
 
 def _refuse_beside(sampler, given, instead, hint):
@@ -254,7 +260,7 @@ def _refuse_beside(sampler, given, instead, hint):
 
 def check_sampler(sampler):
     """Raises ValueError for what can't be a sampler."""
-    from keras_hub import samplers
+    samplers = keras_hub_samplers()
 
     cannot = isinstance(sampler, samplers.SpeculativeSampler) or getattr(
         sampler, "return_all_beams", False
@@ -270,7 +276,7 @@ def check_sampler(sampler):
 
 def check_settings(sampler):
     """Raises ValueError for settings of a sampler by which nothing can be sampled."""
-    from keras_hub import samplers
+    samplers = keras_hub_samplers()
 
     def check(name, is_right, rule):
         value = getattr(sampler, name)
