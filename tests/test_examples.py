@@ -310,6 +310,7 @@ def start_python(*arguments, **environment):
     """Runs Python in a process of its own; its output, with its errors between."""
     environment = {**os.environ, "KERAS_BACKEND": keras.config.backend(), **environment}
     environment["PYTHONPATH"] = str(EXAMPLES.parent)
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which JAX has set in this process
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         env=environment,

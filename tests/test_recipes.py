@@ -294,7 +294,7 @@ def test_an_iteration_in_bfloat16_learns_as_kerass_muon_does():
 
 def test_a_gradient_of_zeros_moves_no_matrix():
     optimizer = recipes.fast_optimizer(9, 0.01, warmup_steps=0, weight_decay=0.0)
-    matrix = keras.Variable(np.ones((4, 6)), name="kernel")
+    matrix = keras.Variable(np.ones((4, 6), "float32"), name="kernel")
     optimizer.exclude_layers = []
     optimizer.build([matrix])
 
