@@ -4,11 +4,11 @@ Why pretraining pays
 
 The claim of GPT-1's paper is that a body which has read plain text learns a task from few labels.
 In the end you have seen what that is worth: on film reviews, by results that are kept in the
-repository, and on a task of your own machine, from the same body with and without pretraining.
+repository, and, on your own machine, a body that learns a task which nobody trains it for.
 
-The kept results cost an hour of pretraining; what is computed here takes about three minutes on 2
-cores and needs no download. The paper is Radford et al. 2018; its figure 2 is this tutorial in two
-pictures.
+The kept results cost an hour of pretraining; what is computed here takes about four minutes on 2
+cores and needs no download. The paper is Radford et al. 2018; the second picture is its figure 2,
+right, in small.
 """
 
 import os
@@ -26,9 +26,7 @@ import numpy as np
 import kgpt
 
 STEPS = 600  # of pretraining
-LABELS = (50, 200)
 EXAMPLES = 100  # of the test
-PASSES = 400  # examples of fine-tuning, whatever the number of labels
 SIZE = {"num_layers": 3, "num_heads": 4, "hidden_dim": 128}
 CONTEXT = 256  # a story has about 195 tokens
 BATCH = 12
@@ -89,10 +87,10 @@ plt.show()
 # things of the story.
 
 stories = kgpt.data.stories(STORIES)
-train, test = (kgpt.data.story_endings(split, 600) for split in ("train", "validation"))
-print(train["contexts"][0])
-for number, choice in enumerate(train["choices"][0]):
-    print("->" if number == train["labels"][0] else "  ", choice)
+test = kgpt.data.story_endings("validation", EXAMPLES)
+print(test["contexts"][0])
+for number, choice in enumerate(test["choices"][0]):
+    print("->" if number == test["labels"][0] else "  ", choice)
 
 tokenizer = kgpt.Tokenizer.train(stories, vocabulary_size=1024)
 runs = Path("runs/why_pretraining_pays")
@@ -154,60 +152,13 @@ of_loss.set_ylabel("loss, nats (dashed)")
 plt.show()
 
 # %%
-# With a few labels: how many blocks to take over
-# -----------------------------------------------
-#
-# Figure 2 of the paper, left: the embeddings alone are worth little, and each block that is taken
-# over helps. ``take_blocks`` copies the embeddings and the first blocks of another body; the rest
-# starts afresh. Everything is trained then. The paper's ratio of epochs to labels does not suit
-# few labels, so each run sees the same number of examples.
-
-
-def right_with_labels(blocks, labels):
-    keras.utils.set_random_seed(1)
-    body = fresh_body()
-    if blocks is not None:
-        body.take_blocks(lm.backbone, blocks)
-        if blocks == body.num_layers:
-            body.final_norm.set_weights(lm.backbone.final_norm.get_weights())
-    model = kgpt.MultipleChoice(body, tokenizer=tokenizer, lm_loss_weight=0.0)
-    columns = [train[name][:labels] for name in ("contexts", "choices", "labels")]
-    batches = kgpt.data.multiple_choice(*columns, tokenizer, CONTEXT, batch_size=8)
-    epochs = max(1, PASSES // labels)
-    model.compile(kgpt.recipes.finetuning_optimizer(epochs * len(batches), 5e-4, warmup=0.1))
-    model.fit(batches, epochs=epochs, verbose=0)
-    columns = [test[name][:EXAMPLES] for name in ("contexts", "choices", "labels")]
-    asked = kgpt.data.multiple_choice(*columns, tokenizer, CONTEXT, batch_size=25, seed=None)
-    return model.evaluate(asked, verbose=0, return_dict=True)["accuracy"]
-
-
-names = {None: "nothing", 0: "embeddings"}
-names.update({n: f"+ {n} blocks" for n in range(1, SIZE["num_layers"] + 1)})
-found = {blocks: right_with_labels(blocks, LABELS[-1]) for blocks in names}
-for blocks, share in found.items():
-    print(f"{names[blocks]}: {share:.0%} right with {LABELS[-1]} labels")
-
-figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
-axis.bar(list(names.values()), [100 * share for share in found.values()], color="#0072B2")
-axis.axhline(25, color="#555555", linestyle=":")
-axis.set_ylabel("right ends, % (dotted: chance)")
-axis.set_xlabel("taken over from the pretrained body")
-axis.set_ylim(0, 100)
-plt.show()
-
-# %%
-# And with fewer labels still:
-
-for labels in LABELS:
-    pretrained = right_with_labels(SIZE["num_layers"], labels)
-    scratch = right_with_labels(None, labels)
-    print(f"{labels} labels: {pretrained:.0%} pretrained, {scratch:.0%} from scratch")
-
-# %%
 # Things to try
 # -------------
 #
 # - Pretrain longer (``STEPS``): does the line without labels go on rising?
+# - Fine-tune: ``kgpt.MultipleChoice(lm.backbone)`` on :func:`kgpt.data.story_endings`. With 200
+#   labels it stayed at chance in a trial, since its classify token is new and the likelihoods are
+#   not used: what a model knows and what a head finds in it are two things.
 # - Another text for pretraining, such as :func:`kgpt.data.standard_library_files`: is a body worth
 #   less that has read something else?
 # - ``lm_loss_weight=0.5``: the auxiliary loss, which the paper found to help with many labels.

@@ -36,8 +36,7 @@ TINY = {
     "from_openais_weights": {"STEPS": 2},
     "prompt_and_completion": {"EXAMPLES": 64, "EPOCHS": 1, "SIZE": ONE_BLOCK},
     "why_pretraining_pays": {
-        **{"STEPS": 5, "SIZE": ONE_BLOCK, "BATCH": 2, "STORIES": 200},
-        **{"EXAMPLES": 8, "LABELS": (4, 8), "PASSES": 8},
+        **{"STEPS": 5, "SIZE": ONE_BLOCK, "BATCH": 2, "STORIES": 200, "EXAMPLES": 8},
     },
     "export_and_serve": {"LENGTH": 4, "REQUESTS": 2},
     "your_own_parts": {"EXAMPLES": 64, "STEPS": 3, "SIZE": ONE_BLOCK, "CONTEXT": 128},
