@@ -24,15 +24,18 @@ def show(text: str = "", end: str = "\n") -> None:
 def quiet_imports():
     """Inside, packages are imported without grain's warning that JAX is missing.
 
-    It needs JAX for profiling alone.
+    It needs JAX for profiling alone. Threads may be inside at once.
     """
     logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record):
+    return record.levelno >= logging.ERROR
 
 
 class ProgressLine:
