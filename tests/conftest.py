@@ -1,4 +1,5 @@
 import gc
+import importlib.util
 import os
 import tempfile
 from contextlib import contextmanager
@@ -125,16 +126,40 @@ ANY_BACKEND = (
     *("text/", "tokenizer/", "data/test_builtin", "data/test_columns", "data/test_corpus"),
     *("data/test_read_texts", "data/test_sequences", "data/test_split", "data/test_stories"),
     "data/test_tasks",
-    *("convert/test_model_card", "plot/test_training_curves", "test_docstring_examples"),
-    *("test_ci", "test_examples", "test_files", "test_house", "test_keywords", "test_promises"),
+    *("convert/test_model_card", "plot/test_training_curves"),
+    *("test_ci", "test_files", "test_house", "test_keywords", "test_promises"),
     *("test_public_names", "test_types", "test_values"),
     *("callbacks/test_run_identity", "test_bad_use", "test_damaged_files", "test_hostile_files"),
     "test_distribution",
 )
 
 
+# Scripts and examples, whose parts have tests of their own: `slow` but where they run fastest.
+ON_TORCH = (
+    *("benchmarks/test_benchmarks.py::test_the_first_command", "benchmarks/test_label_efficiency"),
+    *("test_docstring_examples", "test_examples", "test_tutorials"),
+)
+
+# Cases that take TensorFlow more than a few seconds: there other cases hold the same behaviour, on
+# the other backends all do. One beginning of a test's name in a line.
+SLOW_ON_TENSORFLOW = tuple(
+    Path(__file__).with_name("slow_on_tensorflow.txt").read_text(encoding="utf-8").splitlines()
+)
+
+
+def slow_here():
+    """The beginnings of the names of tests that are slow on this backend and not on PyTorch."""
+    backend = keras.backend.backend()
+    if backend == "torch" or importlib.util.find_spec("torch") is None:
+        return ()  # without PyTorch this is the only run
+    return ON_TORCH + (SLOW_ON_TENSORFLOW if backend == "tensorflow" else ())
+
+
 def pytest_collection_modifyitems(items):
-    """Marks the tests that the runs on further backends leave out."""
+    """Marks the tests that the quick runs, or those on further backends, leave out."""
+    slow = tuple(f"tests/{name}" for name in slow_here())
     for item in items:
         if is_among(item.path, ANY_BACKEND):
             item.add_marker(pytest.mark.any_backend)
+        if item.nodeid.startswith(slow):
+            item.add_marker(pytest.mark.slow)

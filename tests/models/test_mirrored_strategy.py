@@ -44,16 +44,12 @@ def run(make, fit, strategy):
 
 def fit_arrays(y, batch_size, **options):
     def fit(model):
-        history = model.fit(X, y, batch_size, epochs=2, shuffle=False, verbose=0, **options).history
+        model.optimizer.learning_rate = 0.05  # at 0.5 rounding errors grow
+        history = model.fit(X, y, batch_size, epochs=25, shuffle=False, verbose=0, **options).history
         history["evaluate"] = model.evaluate(X, y, batch_size, verbose=0)
         history["predict"] = [model.predict(X, batch_size, verbose=0).tolist()]
         return history
     return fit
-
-
-def fifty_steps(model):
-    model.optimizer.learning_rate = 0.05  # at 0.5 rounding errors grow
-    return model.fit(X, batch_size=8, epochs=50, shuffle=False, verbose=0).history
 
 
 def fit_batches(model):
@@ -66,12 +62,11 @@ def classifier(backbone):
 
 
 CASES = {
-    # Batches of seven rows and one: one replica has a row more, or none.
+    # Fifty steps, of seven rows and one by turns: one replica has a row more, or none.
     "rows that do not divide, with weights": (
         kgpt.CausalLM, fit_arrays(None, 7, sample_weight=np.linspace(0, 2, ROWS).astype("float32"))
     ),
     "batches of kgpt.data": (classifier, fit_batches),
-    "fifty steps": (kgpt.CausalLM, fifty_steps),
 }
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
@@ -94,7 +89,7 @@ def results():
     return json.loads(done.stdout.splitlines()[-1])
 
 
-CASES = ["rows that do not divide, with weights", "batches of kgpt.data", "fifty steps"]
+CASES = ["rows that do not divide, with weights", "batches of kgpt.data"]
 
 
 @pytest.mark.parametrize("case", CASES)
