@@ -74,7 +74,12 @@ class ResumableBatches(PythonBatches):
         longest_sequence: int. Maximum number of tokens in a row.
         has_next_tokens: bool. Whether targets are next tokens, for a language model; False for
             labels and for inputs alone.
-        check_vocabulary(vocabulary_size): raises ValueError for ids outside the vocabulary.
+        check_vocabulary(vocabulary_size): raises ValueError for ids outside the vocabulary, now or
+            when the batch is read that has them.
+
+    Attributes:
+        error: the ValueError of a batch that could not be read, or None. TensorFlow, which reads
+            in a function of its own, raises another error.
     """
 
     # A Keras data adapter rather than a `PyDataset`, because each iterator must know its own
@@ -83,6 +88,7 @@ class ResumableBatches(PythonBatches):
 
     def __init__(self, repeat: bool = False):
         self._repeat = repeat
+        self.error = None
         self._next_batch = 0
         self._left_out = 0  # of the pass that starts there, by a run that is resumed
         self._is_view = False
@@ -117,6 +123,14 @@ class ResumableBatches(PythonBatches):
             yield from self._updates.with_shares(batches, first, skip=read_again)
         finally:
             batches.close()
+
+    @contextlib.contextmanager
+    def _keeping_error(self):
+        try:
+            yield
+        except ValueError as error:
+            self.error = error
+            raise
 
     @contextlib.contextmanager
     def by_update(self, updates):

@@ -83,7 +83,7 @@ class CheckedSource:
     """
 
     def __init__(self, x, y, sample_weight, check, vocabulary_size: int, shuffle: bool = False):
-        self._error = None
+        self._error, self._given = None, x
         self._check = check
         self._ids_message = (
             f"Each id in token_ids must lie in [0, {vocabulary_size}), the vocabulary of the model."
@@ -103,8 +103,9 @@ class CheckedSource:
 
     def error_of(self, error: Exception) -> Exception:
         """Returns the check's own error where the backend has made another of it."""
-        if self._error is not None:
-            return self._error
+        own = self._error or getattr(self._given, "error", None)
+        if own is not None:
+            return own
         if self._ids_message in str(error):
             found = re.search(r"\[-?\d[-\d\s.]*\]", str(error))
             received = f" Received: {found[0]} among them." if found else ""

@@ -39,24 +39,37 @@ class TokenFile:
         self._check_size()
         return self._tokens
 
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Returns int32 `(starts, length)`: the tokens from each start on."""
+    def windows(
+        self, starts: np.ndarray, length: int, vocabulary_size: int | None = None
+    ) -> np.ndarray:
+        """Returns int32 `(starts, length)`: the tokens from each start on.
+
+        Raises:
+            ValueError: if one of them is outside the vocabulary, where its size is given.
+        """
         self._check_size()
         every_window = np.lib.stride_tricks.sliding_window_view(self._tokens, length)
-        return every_window[starts].astype("int32")
+        tokens = every_window[starts]
+        wrong = _first_outside(tokens, vocabulary_size)
+        if wrong is not None:
+            row, column = divmod(wrong, length)
+            self._refuse(int(starts[row]) + column, vocabulary_size)
+        return tokens.astype("int32")
 
     def check_ids(self, vocabulary_size: int, block: int = 2**22):
         """Raises ValueError if the file has a token id outside the vocabulary; reads it whole."""
         for start in range(0, len(self), block):
             self._check_size()
-            part = self._tokens[start : start + block]
-            if part.max() >= vocabulary_size or part.min() < 0:
-                wrong = int(np.argmax((part >= vocabulary_size) | (part < 0)))
-                raise ValueError(
-                    "The token file has an id outside the vocabulary. "
-                    f"Received: id {part[wrong]} at position {start + wrong} of {self.path}, "
-                    f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
-                )
+            wrong = _first_outside(self._tokens[start : start + block], vocabulary_size)
+            if wrong is not None:
+                self._refuse(start + wrong, vocabulary_size)
+
+    def _refuse(self, position, vocabulary_size):
+        raise ValueError(
+            "The token file has an id outside the vocabulary. "
+            f"Received: id {self._tokens[position]} at position {position} of {self.path}, "
+            f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
+        )
 
     def _check_size(self):
         size = os.fstat(self._file.fileno()).st_size
@@ -69,6 +82,13 @@ class TokenFile:
 
     def __reduce__(self):
         return type(self), (self.path,)
+
+
+def _first_outside(tokens: np.ndarray, vocabulary_size: int | None) -> int | None:
+    """Returns the place of the first id outside the vocabulary, in the flat array, or None."""
+    if vocabulary_size is None or (tokens.max() < vocabulary_size and tokens.min() >= 0):
+        return None
+    return int(np.argmax((tokens >= vocabulary_size) | (tokens < 0)))
 
 
 def _map(path) -> np.ndarray:

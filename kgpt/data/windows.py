@@ -14,6 +14,7 @@ from kgpt.distribution import data_shard
 
 _READ_THREADS = 4  # overlap the page faults of a file that is not in memory
 _BATCHES_AHEAD = 8
+_READ_WHOLE = 2**28  # tokens whose ids are checked before training, in a second or two
 
 
 @checked
@@ -53,7 +54,9 @@ def windows(
             inside a document. The end-of-text token belongs to the document that it ends; its
             target would be the next document's first token and gets `sample_weight` 0.
         end_of_text_id: int. Required with `segment_ids`, and for nothing else.
-        vocabulary_size: optional int. If given, the whole file is checked for ids outside it.
+        vocabulary_size: optional int. If given, ids outside it are refused; `fit`, `evaluate` and
+            `predict` of kgpt's models check for theirs. A file of at most 268 million tokens is
+            read for that before its first batch, a larger one batch by batch.
         drop_remainder: optional bool. Whether to drop a last batch of fewer windows. By default
             True with a seed (fixed shapes in training) and False without (every window is read).
         repeat: bool. Whether passes follow each other without end, for `fit` with
@@ -91,9 +94,7 @@ def windows(
             f"Received: end_of_text_id={end_of_text_id}, segment_ids=False."
         )
     shard_index, shard_count = _shard(shard_index, shard_count)
-    if vocabulary_size is not None:
-        TokenFile(path).check_ids(vocabulary_size)
-    return TokenWindows(
+    data = TokenWindows(
         path=Path(path),
         sequence_length=sequence_length,
         batch_size=batch_size,
@@ -105,6 +106,9 @@ def windows(
         shard_index=shard_index,
         shard_count=shard_count,
     )
+    if vocabulary_size is not None:
+        data.check_vocabulary(vocabulary_size)
+    return data
 
 
 class TokenWindows(ResumableBatches):
@@ -115,7 +119,7 @@ class TokenWindows(ResumableBatches):
     def __init__(self, **config):
         super().__init__(repeat=config["repeat"])
         self._config = config
-        self._checked_sizes = set()
+        self._checked_sizes, self._vocabulary_size = set(), None
         self._tokens = tokens = TokenFile(config["path"])
         length, batch_size = config["sequence_length"], config["batch_size"]
         spare = length - 1 if config["random_offset"] else 0
@@ -169,9 +173,11 @@ class TokenWindows(ResumableBatches):
     def check_vocabulary(self, vocabulary_size: int):
         """Raises ValueError if the file has a token id outside the vocabulary.
 
-        Reads the whole file once for each vocabulary size.
+        Reads a file of at most 268 million tokens, once for each vocabulary size. From then on the
+        ids of each batch are checked when it is read.
         """
-        if vocabulary_size not in self._checked_sizes:
+        self.error, self._vocabulary_size = None, vocabulary_size
+        if len(self._tokens) <= _READ_WHOLE and vocabulary_size not in self._checked_sizes:
             self._tokens.check_ids(vocabulary_size)
             self._checked_sizes.add(vocabulary_size)
 
@@ -198,7 +204,8 @@ class TokenWindows(ResumableBatches):
         first = self._config["shard_index"] * count
         window_numbers = window_numbers[first : first + count]  # (batch,)
         starts = window_numbers * length + self._offset(batch_number // len(self))
-        tokens = self._tokens.windows(starts, length + 1)  # (batch, length + 1)
+        with self._keeping_error():  # (batch, length + 1)
+            tokens = self._tokens.windows(starts, length + 1, self._vocabulary_size)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if end_of_text_id is None:
             return {"token_ids": inputs}, targets

@@ -1,6 +1,7 @@
 import itertools
 import json
 import pickle
+import sys
 
 import keras
 import numpy as np
@@ -203,6 +204,83 @@ def test_a_state_of_an_earlier_version_has_the_batches_of_one_process(folder):
     assert data.get_state()["next_batch"] == 3
     with pytest.raises(ValueError, match="same data"):
         windows(path, 4, 2, seed=3).set_state(old)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Makes files of more than 100 tokens large ones, whose ids are not checked beforehand."""
+    monkeypatch.setattr(sys.modules[windows.__module__], "_READ_WHOLE", 100)
+
+
+def tiny_lm(vocabulary_size):
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(vocabulary_size, 1, 1, 4, 4, 0.0, 8))
+    lm.compile("sgd", run_eagerly=keras.backend.backend() == "tensorflow")
+    return lm
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("use", ["fit", "evaluate", "validation"])
+def test_ids_of_a_large_file_are_checked_batch_by_batch(folder, use):
+    tokens = np.arange(129) % 20
+    tokens[100] = 77
+    lm = tiny_lm(20)
+    data, ones = windows(token_file(folder, tokens), 8, 4), np.ones((2, 8), "int32")
+    call = {
+        "fit": lambda: lm.fit(data, verbose=0),
+        "evaluate": lambda: lm.evaluate(data, verbose=0),
+        "validation": lambda: lm.fit(ones, validation_data=data, verbose=0),
+    }[use]
+
+    with pytest.raises(ValueError, match="id 77 at position 100 of .*vocabulary_size=20"):
+        call()
+
+    assert np.isfinite(lm.evaluate(ones, verbose=0)[0])  # it has its weights
+
+
+@pytest.mark.usefixtures("large")
+def test_batches_before_a_wrong_id_are_read_and_a_larger_vocabulary_reads_all(folder):
+    tokens = np.arange(129) % 20
+    tokens[100] = 77
+    data = windows(token_file(folder, tokens), 8, 4, vocabulary_size=20)
+
+    reading = iter(data)
+    assert len([next(reading) for _ in range(3)]) == 3
+    with pytest.raises(ValueError, match="id 77 at position 100"):
+        next(reading)
+
+    data.check_vocabulary(78)
+    assert len(list(data)) == 4
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint32", "int64"])
+def test_ids_that_int32_has_no_room_for_and_negative_ones_are_refused(folder, dtype):
+    tokens = np.arange(100).astype(dtype)
+    tokens[50] = np.iinfo(dtype).max if dtype == "uint32" else -1
+    np.save(folder / "other.npy", tokens)
+    data = windows(folder / "other.npy", 8, 4)
+    data._vocabulary_size = 2**31 - 1
+
+    with pytest.raises(ValueError, match=f"id {tokens[50]} at position 50"):
+        list(data)
+
+
+def test_a_file_of_a_hundred_gigabytes_is_not_read_before_training(folder, monkeypatch):
+    path = folder / "sparse.npy"
+    with open(path, "wb") as file:
+        header = {"descr": "<u2", "fortran_order": False, "shape": (5 * 10**10,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        try:
+            file.truncate(file.tell() + 10**11)  # takes no space, and is all zeros
+        except OSError:
+            pytest.skip("the disk has no sparse files of this size")
+    monkeypatch.setattr("kgpt.data.token_file.TokenFile.check_ids", None)
+
+    data = windows(path, 1024, 8, seed=0, random_offset=True)
+    data.check_vocabulary(20)
+    x, _ = next(iter(data))
+
+    assert len(data) == (5 * 10**10 - 1024) // 1024 // 8
+    assert x["token_ids"].shape == (8, 1024)
 
 
 def test_windows_survive_pickling_without_carrying_the_file(folder):
