@@ -19,6 +19,7 @@ from kgpt.models.checks import (
     check_rows,
     check_something_counts,
 )
+from kgpt.models.jax_state import weights_come_back
 from kgpt.models.lora import revive_lora
 from kgpt.models.text_inputs import batches_of
 
@@ -113,6 +114,7 @@ class RunningFit:
                 for callback in self.callbacks:
                     if hasattr(callback, "around_fit"):
                         stack.enter_context(callback.around_fit(model))
+                stack.enter_context(weights_come_back(model))
                 yield
         finally:
             model.running_fit = None
@@ -144,7 +146,7 @@ def evaluate(
         source = _source(self, _from_beginning(x, steps), y, sample_weight)
         x, y, sample_weight = filled(*source.data, batch_size, steps)
     callbacks = with_progress_bar(callbacks, verbose)
-    with errors_of(source):
+    with errors_of(source), weights_come_back(self):
         return keras.Model.evaluate(
             self, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
         )
@@ -166,7 +168,7 @@ def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, call
         x, None, None, lambda x, *_: self.check_data(x), self.backbone.vocabulary_size
     )
     callbacks = with_progress_bar(callbacks, verbose)
-    with errors_of(source):
+    with errors_of(source), weights_come_back(self):
         data, *_ = filled(source.data[0], batch_size=batch_size, steps=steps)
         outputs = keras.Model.predict(self, data, batch_size, verbose, steps, callbacks)
     if isinstance(data, FilledBatches):

@@ -219,19 +219,21 @@ def tiny_lm(vocabulary_size):
 
 
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("use", ["fit", "evaluate", "validation"])
-def test_ids_of_a_large_file_are_checked_batch_by_batch(folder, use):
+@pytest.mark.parametrize("place", [0, 100])
+@pytest.mark.parametrize("use", ["fit", "evaluate", "predict", "validation"])
+def test_ids_of_a_large_file_are_checked_batch_by_batch(folder, use, place):
     tokens = np.arange(129) % 20
-    tokens[100] = 77
+    tokens[place] = 77
     lm = tiny_lm(20)
     data, ones = windows(token_file(folder, tokens), 8, 4), np.ones((2, 8), "int32")
     call = {
         "fit": lambda: lm.fit(data, verbose=0),
         "evaluate": lambda: lm.evaluate(data, verbose=0),
+        "predict": lambda: lm.predict(data, verbose=0),
         "validation": lambda: lm.fit(ones, validation_data=data, verbose=0),
     }[use]
 
-    with pytest.raises(ValueError, match="id 77 at position 100 of .*vocabulary_size=20"):
+    with pytest.raises(ValueError, match=f"id 77 at position {place} of .*vocabulary_size=20"):
         call()
 
     assert np.isfinite(lm.evaluate(ones, verbose=0)[0])  # it has its weights
