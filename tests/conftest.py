@@ -125,7 +125,7 @@ def reference_data() -> Path:
 ANY_BACKEND = (
     *("text/", "tokenizer/", "data/test_builtin", "data/test_columns", "data/test_corpus"),
     *("data/test_read_texts", "data/test_sequences", "data/test_split", "data/test_stories"),
-    "data/test_tasks",
+    *("data/test_tasks", "data/test_token_files"),
     *("convert/test_model_card", "plot/test_training_curves"),
     *("test_ci", "test_files", "test_house", "test_keywords", "test_promises"),
     *("test_public_names", "test_types", "test_values"),

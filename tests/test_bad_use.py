@@ -149,7 +149,8 @@ ROWS = {
     "kgpt.data.story_endings": (data.story_endings, {}, {"split": ["dev"], "num_stories": [0]}),
     "kgpt.data.standard_library_files": (data.standard_library_files, {}, {}),
     "kgpt.data.windows": (data.windows, {"path": "no.npy", "sequence_length": 4, "batch_size": 2},
-                          {"path": [5, None, "no.npy", "."], "sequence_length": [0, "4"],
+                          {"path": [5, None, "no.npy", ".", [], [5], ["no.npy"] * 2],
+                           "sequence_length": [0, "4"],
                            "batch_size": [0, None], "seed": [-1], "shard_index": [0]}),
     "kgpt.data.write_tokens": (
         data.write_tokens, {"files_or_texts": TEXTS, "path": "no.npy", **DATA},

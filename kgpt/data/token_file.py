@@ -18,6 +18,9 @@ class TokenFile:
     Args:
         path: path of the file.
 
+    Attributes:
+        stamp: its size and when it was written, by which another file of the name is known.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no array of integers along one axis, or has another size than
@@ -28,7 +31,8 @@ class TokenFile:
         self.path = path
         self._tokens = _map(path)
         self._file = open(path, "rb")  # noqa: SIM115 (open as long as it is mapped)
-        self._size = os.fstat(self._file.fileno()).st_size
+        state = os.fstat(self._file.fileno())
+        self._size, self.stamp = state.st_size, (state.st_size, state.st_mtime_ns)
 
     def __len__(self) -> int:
         return len(self._tokens)

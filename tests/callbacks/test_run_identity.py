@@ -388,6 +388,36 @@ def test_another_token_file_of_the_same_length_makes_another_run(token_files):
     assert_differs(saved, windows(token_files / "other.npy"), "data.tokens")
 
 
+def test_other_token_files_of_the_same_lengths_make_another_run(token_files, tmp_path):
+    a, moved, other = (token_files / f"{name}.npy" for name in ("a", "moved", "other"))
+    saved = windows([a, moved])
+
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.npy").write_bytes(a.read_bytes())
+    assert differences(saved, windows(tmp_path)) == []
+    assert_differs(saved, windows([a, other]), "data.tokens")
+    np.save(tmp_path / "x.npy", np.load(a)[:200])
+    np.save(tmp_path / "y.npy", np.append(np.load(a), np.load(a)[:100]))
+    assert_differs(saved, windows(tmp_path), "data.lengths", "data.tokens")
+    assert_differs(
+        saved, windows([a, moved, other]), "data.num_files", "data.lengths", "data.tokens"
+    )
+
+
+def test_of_many_large_token_files_blocks_are_looked_at(tmp_path):
+    for name in "abc":
+        shape = (2**20,)
+        np.lib.format.open_memmap(tmp_path / f"{name}.npy", mode="w+", dtype="uint16", shape=shape)
+    files = [np.lib.format.open_memmap(tmp_path / f"{name}.npy", mode="r+") for name in "abc"]
+    seen = windows(tmp_path)
+
+    for file, place in ((files[0], 0), (files[0], 2**15 - 1), (files[2], -1)):
+        file[place] = 1
+        assert_differs(seen, windows(tmp_path), "data.tokens")
+        file[place] = 0
+    assert differences(seen, windows(tmp_path)) == []
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
