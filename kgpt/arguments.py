@@ -6,6 +6,7 @@ applies the rules to a constructor or a function.
 
 import functools
 import inspect
+import math
 import os
 import typing
 from collections.abc import Callable
@@ -91,6 +92,14 @@ def _path(name, value):
 def _rows(name, value):
     is_one = isinstance(value, str | bytes) or not hasattr(value, "__iter__")
     return refuse(name, value, "a list of rows, or an array") if is_one else value
+
+
+def _weights(name, value):
+    numbers = value.tolist() if isinstance(value, np.ndarray) else value
+    is_list = isinstance(numbers, list | tuple)
+    if not is_list or not all(is_real(one) and 0 <= one < math.inf for one in numbers):
+        refuse(name, value, "a list of numbers in [0, inf)", "Try [0.7, 0.3].")
+    return list(map(float, numbers))
 
 
 def _activation(name, value):
@@ -229,6 +238,7 @@ RULES = {
     **dict.fromkeys(("prefix", "token"), string),
     **dict.fromkeys(("path", "html", "folder", "vocabulary", "merges"), _path),
     "batch": _rows,
+    "weights": _weights,
     "activation": _activation,
     "head": _head,
     "task_metrics": _metrics,

@@ -39,6 +39,11 @@ def classifier():
     return kgpt.TextClassifier(backbone(), 2, tokenizer=tokenizer())
 
 
+def corpora():
+    np.save("tokens.npy", np.zeros(50, "uint16"))
+    return [data.windows("tokens.npy", 4, 2), data.windows("tokens.npy", 4, 2, seed=0)]
+
+
 IDS = np.ones((2, 5), "int32")
 DATA = {"tokenizer": tokenizer}
 OF_HEADS = {"backbone": [None, "gpt2", 5], "tokenizer": [5, "t.json"], "dropout": [1, "a", None]}
@@ -147,6 +152,10 @@ ROWS = {
     "kgpt.data.paraphrases": (data.paraphrases, {}, {"split": ["dev"], "num_pairs": [0, "9"]}),
     "kgpt.data.stories": (data.stories, {}, {"num_stories": [0, "9"], "seed": [-1]}),
     "kgpt.data.story_endings": (data.story_endings, {}, {"split": ["dev"], "num_stories": [0]}),
+    "kgpt.data.mixture": (
+        data.mixture, {"datasets": corpora, "weights": [1, 2]},
+        {"datasets": [None, 5, [], [5], "ab"], "weights": [None, 0.5, "ab", [1], [0, 0], [1, -1]],
+         "repeat": ["yes"]}),
     "kgpt.data.standard_library_files": (data.standard_library_files, {}, {}),
     "kgpt.data.windows": (data.windows, {"path": "no.npy", "sequence_length": 4, "batch_size": 2},
                           {"path": [5, None, "no.npy", ".", [], [5], ["no.npy"] * 2],

@@ -35,6 +35,10 @@ def tokenizer():
     return kgpt.Tokenizer.train(["a fine film and a dull film"] * 3, 265)
 
 
+def corpora():
+    return [data.windows(Path(__file__).parent / "files" / "tokens.npy", 4, 2)]
+
+
 def made(function, **needed):
     """Returns a function that calls another with what it needs, some of it by `functions`."""
 
@@ -102,6 +106,7 @@ MAKERS = {
     "conversations": made(data.conversations, conversations=[[("a", True)]], tokenizer=tokenizer),
     "documents": made(data.documents, texts=["a", "b"], tokenizer=tokenizer),
     "windows": made(data.windows, path="no.npy", sequence_length=8, batch_size=2),
+    "mixture": made(data.mixture, datasets=corpora, weights=[1]),
     "plan": made(kgpt.plan, **SIZES),
     "write_tokens": made(
         data.write_tokens, files_or_texts=TEXTS, tokenizer=tokenizer, path="no.npy"
@@ -255,6 +260,7 @@ WRONG = [
     ("windows", "batch_size", COUNTS),
     ("windows", "seed", PLACES),
     *(("windows", name, FLAGS) for name in ("random_offset", "segment_ids", "repeat")),
+    ("mixture", "repeat", [*FLAGS, None]),
     ("windows", "drop_remainder", FLAGS),
     ("windows", "end_of_text_id", [*PLACES, 2]),
     ("windows", "vocabulary_size", COUNTS),

@@ -8,6 +8,7 @@ from kgpt.data.builtin import (
 )
 from kgpt.data.completions import completions, conversations, documents
 from kgpt.data.corpus import standard_library_files, write_tokens
+from kgpt.data.mixture import mixture
 from kgpt.data.paraphrases import paraphrases
 from kgpt.data.stories import stories, story_endings
 from kgpt.data.tables import read_texts
@@ -24,6 +25,7 @@ __all__ = [
     "documents",
     "entailment",
     "function_docstrings",
+    "mixture",
     "multiple_choice",
     "paraphrases",
     "read_texts",
