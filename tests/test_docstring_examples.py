@@ -183,6 +183,7 @@ def stand_ins(tokenizer, tmp_path, monkeypatch):
 # What a day's model has more of than a test's needs.
 SMALLER = {"num_layers=4": "num_layers=1", "hidden_dim=128": "hidden_dim=16"}
 SMALLER["max_new_tokens=100"] = "max_new_tokens=20"
+SMALLER["kgpt.data.stories()"] = "kgpt.data.stories(20)"
 
 
 def is_traced(code):
@@ -220,5 +221,10 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
 
 
 def test_examples_are_found():
-    assert {"README.md.1", "convert/export.export", "tokenizer/tokenizer.Tokenizer"} <= set(BLOCKS)
+    assert {
+        "README.md.1",
+        "a_day.md.1",
+        "convert/export.export",
+        "tokenizer/tokenizer.Tokenizer",
+    } <= set(BLOCKS)
     assert len(BLOCKS) > 30

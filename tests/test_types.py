@@ -102,8 +102,10 @@ classifier.predict_text(["a"], threshold="0.5")
 """
 
 
-def readme_blocks() -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def blocks_to_read() -> list[str]:
+    """The code that one sees first: README's and that of a day."""
+    files = (ROOT / "README.md", ROOT / "docs" / "a_day.md")
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
     return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
@@ -149,8 +151,8 @@ def write_project(tmp_path_factory, install):
     install(make_environment(folder / "environment"))
     (folder / "uses.py").write_text(USES)
     (folder / "mistakes.py").write_text(USES + MISTAKES)
-    for number, code in enumerate(readme_blocks(), 1):
-        (folder / f"readme_{number}.py").write_text(code)
+    for number, code in enumerate(blocks_to_read(), 1):
+        (folder / f"block_{number}.py").write_text(code)
     return folder
 
 
