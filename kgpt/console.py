@@ -70,12 +70,16 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
 
     Keras's own takes more than 80 columns for three metrics, and in a narrower terminal begins a
     new line with each step.
+
+    Args:
+        tokens_per_step: optional int. If given, the bar shows tokens/s in training.
     """
 
     async_safe = True  # as Keras's own
 
-    def __init__(self):
+    def __init__(self, tokens_per_step: int | None = None):
         super().__init__()
+        self._tokens_per_step = tokens_per_step
         self._is_in_fit = False
         self._lock = threading.Lock()
 
@@ -118,7 +122,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         self._end(None)
 
     def _begin(self):
-        self.seen, self._first_step_took = 0, None
+        self.seen, self._first_step_took, self._last_step_at = 0, None, 0.0
         self._line = ProgressLine()
         self._line.update(f"{self._count()} - the first step takes longest ...")
 
@@ -128,16 +132,17 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
                 self._show_step(batch, logs)
 
     def _show_step(self, batch, logs):
-        self.seen = batch + 1
+        self.seen, self._last_step_at = batch + 1, self._line.seconds
         if self._first_step_took is None:
-            self._first_step_took = self._line.seconds, self.seen
+            self._first_step_took = self._last_step_at, self.seen
         if self._line.columns is None:
             return
         left = (self.target or 0) - self.seen
         clock = _clock(left * self._seconds_per_step() if left >= 0 else self._line.seconds)
         text = f"{clock} left" if left >= 0 else clock
         room = self._line.columns - len(self._count()) - 2
-        for figure in _figures(logs):
+        figures = sorted(_figures(logs), key=lambda figure: not figure.startswith("loss:"))
+        for figure in [*figures[:1], *self._speed(), *figures[1:]]:
             if len(text) + len(figure) + 3 <= room:
                 text += f" - {figure}"
         self._line.update(f"{self._count()}{self._bar(room - len(text))} {text}")
@@ -146,7 +151,7 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         self.target = self.target or self.seen
         pace = _pace(self._seconds_per_step())
         text, lines = f"{self._count()} {_clock(self._line.seconds)} {pace}/step", []
-        for figure in _figures(logs):
+        for figure in [*self._speed(), *_figures(logs)]:
             if self._line.columns and len(text) + len(figure) + 3 > self._line.columns:
                 lines.append(text)
                 text = "  " + figure
@@ -166,15 +171,21 @@ class ProgressBar(keras.callbacks.ProgbarLogger):
         done = width * self.seen // self.target
         return f" [{'=' * done}{'.' * (width - done)}]"
 
+    def _speed(self):
+        """Returns tokens/s as a list of one figure, or of none."""
+        if not self._tokens_per_step or not self._is_in_fit or not self._last_step_at:
+            return []
+        return [f"{self._tokens_per_step / self._seconds_per_step():,.0f} tokens/s"]
+
     def _seconds_per_step(self):
-        """As Keras's: without the first step, which is compiled, if there are others."""
+        """Without the first step, which is compiled, if there are others, and no validation."""
         took, steps = self._first_step_took or (0, 0)
         if self.seen > steps:
-            return (self._line.seconds - took) / (self.seen - steps)
-        return self._line.seconds / max(1, self.seen)
+            return (self._last_step_at - took) / (self.seen - steps)
+        return self._last_step_at / max(1, self.seen)
 
 
-def with_progress_bar(callbacks, verbose):
+def with_progress_bar(callbacks, verbose, tokens_per_step: int | None = None):
     """Returns the callbacks of a fit with a `ProgressBar` in the place of Keras's own bar.
 
     Keras keeps its own where lines may have any width, in notebooks, where the user chose another,
@@ -187,7 +198,7 @@ def with_progress_bar(callbacks, verbose):
     callbacks = keras.tree.flatten(callbacks) if callbacks is not None else []
     if any(isinstance(callback, keras.callbacks.ProgbarLogger) for callback in callbacks):
         return callbacks
-    return [*callbacks, ProgressBar()]
+    return [*callbacks, ProgressBar(tokens_per_step)]
 
 
 def _figures(logs):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import types
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import kgpt
 from kgpt.console import ProgressBar, show
+from kgpt.models import fitting
 
 FIT = """
     import sys
@@ -105,14 +107,14 @@ def test_the_progress_bar_keeps_to_its_line(lm, rows, monkeypatch, columns):
     states = [state for line in lines for state in line.split("\r")]
     assert len(states) > 2 * 65  # on JAX, steps that are told late are left out
     assert max(map(len, states)) <= columns
-    assert len(lines) < {40: 24, 80: 10}[columns]
+    assert len(lines) < {40: 26, 80: 12}[columns]
     for name in ("loss", "accuracy", "perplexity"):
         assert len(re.findall(rf"\bval_{name}: ", terminal.getvalue())) == 2
         assert re.search(rf"\b{name}: ", terminal.getvalue())
-    if columns == 80:
-        assert re.search(
-            r"\d+/65 \[=+\.+\] \d+s left - accuracy: .* - perplexity: ", "".join(states)
-        )
+    in_training = r"\d+/65 \[=+\.+\] \d+s left - loss: \S+ - [\d,]+ tokens/s - accuracy: "
+    in_evaluation = r"\d+/65 \[=+\.+\] \d+s left - loss: \S+ - accuracy: \S+ - perplexity: "
+    for what_fits in (in_training, in_evaluation) if columns == 80 else (r"left - loss: ",):
+        assert re.search(what_fits, "".join(states))
 
 
 def test_a_file_gets_the_figures_of_each_epoch_in_one_line(lm, rows, capsys):
@@ -142,6 +144,56 @@ def test_data_of_unknown_length_has_a_bar_too(lm, rows, capsys):
     lm.fit(((row[None],) for row in rows[:7]), verbose=1)
 
     assert capsys.readouterr().out.startswith("7/7 ")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A function that lets seconds pass, for the bar alone."""
+    now = [100.0]
+    monkeypatch.setattr("kgpt.console.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (5000, " 151/5000 [...........] 40:24 left - loss: 2.3026 - 1,000 tokens/s - accuracy: "),
+        (None, "step 151 1:36 - loss: 2.3026 - 1,000 tokens/s - accuracy: 0.5000"),
+    ],
+)
+def test_the_bar_says_tokens_per_second_and_the_time_left(monkeypatch, clock, steps, expected):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    logs = {"accuracy": 0.5, "loss": 2.302585, "perplexity": 10.0}
+    bar = ProgressBar(tokens_per_step=500)
+    bar.set_params({"epochs": 1, "steps": steps, "verbose": 1})
+
+    bar.on_train_begin()
+    bar.on_epoch_begin(0)
+    clock(20)  # compilation
+    for step in range(151):
+        clock(0.5)
+        bar.on_train_batch_end(step, logs)
+    last_state = terminal.getvalue().split("\r")[-1]
+    clock(30)  # validation
+    bar.on_epoch_end(0, logs)
+
+    assert last_state.startswith(expected)
+    assert all(len(state) < 80 for state in re.split("[\r\n]", terminal.getvalue()))
+    assert " 2:06 500ms/step - 1,000 tokens/s - accuracy: 0.5000" in terminal.getvalue()
+
+
+def test_the_bar_knows_the_tokens_of_a_step_where_all_steps_have_the_same(lm, rows, tmp_path):
+    np.save(tmp_path / "tokens.npy", np.zeros(100, "uint16"))
+    tokens_of = fitting._tokens_per_step
+
+    assert tokens_of(kgpt.data.windows(tmp_path / "tokens.npy", 4, 3), None) == 12
+    assert tokens_of(rows, 2) == tokens_of({"token_ids": rows}, 2) == 10
+    assert tokens_of(rows, None) == 32 * 5
+    assert tokens_of(rows[:7], None) == 7 * 5
+    assert tokens_of({"token_ids": rows, "padding_mask": rows > 3}, 2) is None
+    assert tokens_of(kgpt.data.documents(["a", "bcd"], kgpt.Tokenizer.train(["a"], 260)), 1) is None
 
 
 @pytest.mark.parametrize("options", [{"verbose": 0}, {"verbose": 2}])

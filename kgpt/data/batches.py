@@ -72,6 +72,7 @@ class ResumableBatches(PythonBatches):
         _content(): dict of the arrays that they are cut from, None where there is none.
         _varying_shape(array): the shape of an array of a batch, None where batches differ.
         longest_sequence: int. Maximum number of tokens in a row.
+        tokens_per_batch: int, or None where batches differ or have padding.
         has_next_tokens: bool. Whether targets are next tokens, for a language model; False for
             labels and for inputs alone.
         check_vocabulary(vocabulary_size): raises ValueError for ids outside the vocabulary, now or
@@ -85,6 +86,8 @@ class ResumableBatches(PythonBatches):
     # A Keras data adapter rather than a `PyDataset`, because each iterator must know its own
     # position: a PyDataset sees only indices, which TensorFlow prefetches in a thread, and can't
     # distinguish a finished pass from a read of the first batches.
+
+    tokens_per_batch: int | None = None
 
     def __init__(self, repeat: bool = False):
         self._repeat = repeat

@@ -191,6 +191,11 @@ class TokenWindows(ResumableBatches):
         """Maximum number of tokens in a row."""
         return self.config["sequence_length"]
 
+    @property
+    def tokens_per_batch(self) -> int:
+        """Number of tokens in a batch."""
+        return self._config["batch_size"] * self._config["sequence_length"]
+
     def check_vocabulary(self, vocabulary_size: int):
         """Raises ValueError for a token id outside the vocabulary.
 

@@ -3,6 +3,7 @@
 import contextlib
 
 import keras
+import numpy as np
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from kgpt.console import with_progress_bar
@@ -71,8 +72,8 @@ def fit(
     x, y, sample_weight = _without_texts(
         self, x, y, sample_weight, batch_size, seed=0 if shuffle else None, learns=True
     )
-    callbacks = with_progress_bar(_prepare_fit(self, class_weight, callbacks), verbose)
-    callbacks = _in_order(callbacks)
+    callbacks = _prepare_fit(self, class_weight, callbacks)
+    callbacks = _in_order(with_progress_bar(callbacks, verbose, _tokens_per_step(x, batch_size)))
     settings = {"batch_size": batch_size, "epochs": epochs, "shuffle": shuffle, **kwargs}
     settings["class_weight"] = class_weight
     running = RunningFit((x, y, sample_weight), callbacks, settings)
@@ -295,6 +296,17 @@ def _batches(task, data, *batching):
     """Gives the data of a fit as Keras takes them, by updates and by devices."""
     with by_update(data, _updates(task), *batching) as data:
         yield filled(*data, *batching)
+
+
+def _tokens_per_step(x, batch_size):
+    """Returns how many tokens each step trains on; None where steps differ or have padding."""
+    if isinstance(x, ResumableBatches):
+        return x.tokens_per_batch
+    if isinstance(x, dict) and set(x) <= {"token_ids", "segment_ids"}:
+        x = x.get("token_ids")
+    if not isinstance(x, np.ndarray) or x.ndim != 2:
+        return None
+    return min(len(x), batch_size or 32) * x.shape[1]  # 32 is Keras's
 
 
 def _updates(task):
