@@ -12,11 +12,11 @@ from kgpt.arguments import checked, is_int
 from kgpt.callbacks import callback_states, random_states, run_identity, variables
 from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 from kgpt.callbacks.epochs import Place
+from kgpt.callbacks.run_history import CALLBACKS, arrays_of_callbacks
 from kgpt.callbacks.signals import Signals
 from kgpt.console import show
 from kgpt.distribution import process
 
-_CALLBACKS = "callbacks/"
 _ELSEWHERE = "Take another folder, or delete this one to begin afresh."
 
 
@@ -256,7 +256,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         rate = run_identity.new_learning_rate(progress.get("identity"), self._identity)
         if rate is not None:
             self.model.optimizer.learning_rate = rate
-        arrays = _without_prefix(checkpoint.arrays or {})
+        arrays = arrays_of_callbacks(checkpoint.arrays or {})
         self._states.set(progress.get("callbacks", {}), arrays)
         self._first_step, self._saved_at = progress["first_step"], self._place.steps
         if self._fit is not None:
@@ -313,7 +313,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         callbacks, of_callbacks = self._states.get()
         arrays |= self._metrics or {}
         arrays |= random_states.random_states()
-        arrays |= {_CALLBACKS + name: array for name, array in of_callbacks.items()}
+        arrays |= {CALLBACKS + name: array for name, array in of_callbacks.items()}
         progress = {
             **self._place.get_state(),
             "first_step": self._first_step,
@@ -385,9 +385,3 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         else:
             model.reset_metrics()
         show(f"{where} Back to the weights of {checkpoint.path}, and on with the next batch.")
-
-
-def _without_prefix(arrays):
-    """Returns the arrays of callbacks under the names that they have there."""
-    names = [name for name in arrays if name.startswith(_CALLBACKS)]
-    return {name.removeprefix(_CALLBACKS): arrays[name] for name in names}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kgpt.arguments import checked, refuse
+from kgpt.callbacks.run_history import run_history
 from kgpt.files import make_folder, written_whole
 from kgpt.plot.figure import COLOURS, new_figure
 
@@ -20,8 +21,9 @@ def training_curves(
 
     Args:
         history: what `fit` returns, or its `history`: a dict of lists with `"loss"` and, where
-            there is validation data, `"val_loss"`, in nats per token. For several runs, a dict from
-            the names of the runs to these.
+            there is validation data, `"val_loss"`, in nats per token. Or the folder of a
+            `ResumableCheckpoint`, whose run may be going on. For several runs, a dict from the
+            names of the runs to these.
         path: optional. Where to write the picture; the suffix gives the format.
         title: text above the picture.
         steps_per_epoch: optional int. If given, the axis counts steps instead of epochs.
@@ -31,6 +33,7 @@ def training_curves(
 
     Raises:
         ValueError: if a history has no loss.
+        FileNotFoundError: if a folder has no checkpoint.
 
     Example:
         kgpt.plot.training_curves({"loss": [4.1, 3.2], "val_loss": [4.0, 3.4]})
@@ -60,17 +63,23 @@ def training_curves(
 
 def _runs(history):
     """Returns a dict from names to dicts of lists; one run alone has no name."""
-    history = getattr(history, "history", history)
+    history = _figures(history)
     is_several = isinstance(history, Mapping) and not any(
         isinstance(value, list | tuple) for value in history.values()
     )
     runs = history if is_several and history else {"": history}
-    runs = {name: getattr(run, "history", run) for name, run in runs.items()}
+    runs = {name: _figures(run) for name, run in runs.items()}
     for run in runs.values():
         if not isinstance(run, Mapping):
-            refuse("history", run, "what fit returns", "Or its dict of lists, history.history.")
+            hint = "Or its dict of lists, history.history, or the folder of its checkpoints."
+            refuse("history", run, "what fit returns", hint)
         if not run.get("loss"):
             raise ValueError(
                 f'history must have a "loss" for each epoch. Received: keys {sorted(run)}.'
             )
     return runs
+
+
+def _figures(run):
+    """Returns the dict of a run's `History`, or of its folder; anything else as it is."""
+    return run_history(run) if isinstance(run, str | os.PathLike) else getattr(run, "history", run)

@@ -8,6 +8,7 @@ import pytest
 from runs import BATCH, LENGTH, QUICK, VOCABULARY, Killed
 
 import kgpt
+from kgpt.callbacks.run_history import run_history
 
 STEPS = 3
 # Better until epoch 1, then worse: `Scripted` puts them in the place of what was measured.
@@ -129,6 +130,11 @@ def story(token_files, tmp_path_factory):
         afterwards.append(folder / f"{len(afterwards)}")
         shutil.copytree(folder / "run", afterwards[-1])
     return afterwards, train(token_files, folder / "run"), folder / "run"
+
+
+def test_the_folder_knows_the_history_of_its_run(uncut, story):
+    for (_, history, _), folder in (uncut, story[1:]):
+        assert run_history(folder / "run") == history.history
 
 
 def test_callbacks_of_a_resumed_run_do_what_those_of_an_uncut_run_do(story, uncut):

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
 from kgpt import plot
+from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 
 HISTORY = {"loss": [4.0, 3.0, 2.5], "val_loss": [3.9, 3.2, 3.0]}
 
@@ -44,3 +46,34 @@ def test_a_history_without_loss_is_refused(tmp_path, history):
         plot.training_curves(history, tmp_path / "curves.png")
 
     assert not (tmp_path / "curves.png").exists()
+
+
+def checkpoint(folder, **of_callbacks):
+    """A checkpoint as `ResumableCheckpoint` writes it, of what a picture needs."""
+    checkpoints = CheckpointFolder(folder, keep=1)
+    checkpoints.open()
+    checkpoints.save({"callbacks": of_callbacks}, {"callbacks/History/0": np.arange(200.0) + 1})
+    checkpoints.close()
+    return folder
+
+
+def test_a_run_is_read_from_its_folder(tmp_path):
+    history = {"dict": [["loss", [4.0, 3.0]], ["val_loss", {"floats": "History/0"}]]}
+    folder = checkpoint(tmp_path / "run", History={"attributes": {"history": history}})
+
+    of_path, of_name = plot.training_curves(folder), plot.training_curves({"a": str(folder)})
+
+    assert lines(of_path) == {
+        "training, last 3.000": ([1, 2], [4.0, 3.0]),
+        "validation, last 200.000": (list(range(1, 201)), list(range(1, 201))),
+    }
+    assert list(lines(of_name)) == ["a, training, last 3.000", "a, validation, last 200.000"]
+
+
+def test_a_folder_without_figures_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*missing"):
+        plot.training_curves(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in "):
+        plot.training_curves({"a": HISTORY, "b": tmp_path})
+    with pytest.raises(ValueError, match=r'a "loss" for each epoch. Received: keys \[\]'):
+        plot.training_curves(checkpoint(tmp_path / "begun", History={"attributes": {}}))
