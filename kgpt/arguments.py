@@ -236,7 +236,7 @@ RULES = {
     **dict.fromkeys(_FLAGS, flag),
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue", "epsilon"), number("(0, inf)")),
     **dict.fromkeys(("prefix", "token"), string),
-    **dict.fromkeys(("path", "html", "folder", "vocabulary", "merges"), _path),
+    **dict.fromkeys(("path", "html", "folder", "log_dir", "vocabulary", "merges"), _path),
     "batch": _rows,
     "weights": _weights,
     "activation": _activation,
