@@ -2,12 +2,17 @@
 
 import inspect
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from sphinx_gallery.sorting import FunctionSortKey
 
 import kgpt
+
+sys.path.insert(0, str(Path(__file__).parent))
+from run_tutorials import kept_page
 
 project = "kgpt"
 copyright = "the kgpt authors"
@@ -19,7 +24,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["build"]
+exclude_patterns = ["build", "outputs"]
 templates_path = []
 
 # The examples that are tutorials, in the order in which one reads them; the others are scripts.
@@ -39,7 +44,7 @@ TUTORIALS = (
 )
 _FILES = "|".join(TUTORIALS)
 
-# `-D sphinx_gallery_conf.plot_gallery=1` runs the tutorials and shows what they print and draw.
+# Building the site runs no tutorial: what they print and draw is kept by `docs/run_tutorials.py`.
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "tutorials",
@@ -74,6 +79,15 @@ autodoc_typehints = "none"  # docstrings say the types
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Call arguments", "params_style")]
+
+
+def show_kept_outputs(app):
+    """Puts pages with outputs, which are kept, in the place of those that were made without."""
+    if app.config.sphinx_gallery_conf["plot_gallery"]:
+        return
+    for name in TUTORIALS:
+        if (page := kept_page(name)) is not None:
+            (Path(app.srcdir) / "tutorials" / f"{name}.rst").write_text(page, encoding="utf-8")
 
 
 def code_of_examples(app, what, name, thing, options, lines):
@@ -123,6 +137,7 @@ def links_to_files(app, name, source):
 def setup(app):
     """Tells Sphinx of the functions above."""
     app.connect("autodoc-process-signature", signature_of_constructors)
+    app.connect("builder-inited", show_kept_outputs, priority=900)  # after sphinx-gallery's
     app.connect("source-read", links_to_files)
     app.connect("autodoc-skip-member", skip_what_is_keras)
     app.connect("autodoc-process-docstring", code_of_examples, priority=400)  # before napoleon
