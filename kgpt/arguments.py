@@ -187,7 +187,7 @@ _FLAGS = (
     *("learned_positions", "both_orders", "probabilities", "trainable", "exact", "repeat"),
     *("random_offset", "segment_ids", "drop_remainder", "end_of_text", "progress"),
     *("allow_special", "skip_special_tokens", "return_prompt", "stream", "sliding_window"),
-    *("return_log_probabilities", "multi_label", "overwrite", "in_words"),
+    *("return_log_probabilities", "multi_label", "overwrite", "in_words", "short"),
     *("use_ema", "amsgrad", "handle_signals", "compile"),
 )
 RULES = {

@@ -151,7 +151,8 @@ ROWS = {
                              {"path": [5, None], "errors": ["ignore"], "encoding": [5, "utf-99"]}),
     "kgpt.data.paraphrases": (data.paraphrases, {}, {"split": ["dev"], "num_pairs": [0, "9"]}),
     "kgpt.data.stories": (data.stories, {}, {"num_stories": [0, "9"], "seed": [-1]}),
-    "kgpt.data.story_endings": (data.story_endings, {}, {"split": ["dev"], "num_stories": [0]}),
+    "kgpt.data.story_endings": (data.story_endings, {},
+                                {"split": ["dev"], "num_stories": [0], "short": ["yes"]}),
     "kgpt.data.mixture": (
         data.mixture, {"datasets": corpora, "weights": [1, 2]},
         {"datasets": [None, 5, [], [5], "ab"], "weights": [None, 0.5, "ab", [1], [0, 0], [1, -1]],

@@ -274,6 +274,7 @@ WRONG = [
     ("function_docstrings", "num_choices", [1, *COUNTS]),
     ("function_docstrings", "seed", PLACES),
     ("character_categories", "in_words", FLAGS),
+    ("story_endings", "short", FLAGS),
     *((name, "num_stories", COUNTS) for name in ("stories", "story_endings")),
     ("paraphrases", "num_pairs", COUNTS),
     *((name, "seed", PLACES) for name in ("stories", "story_endings", "paraphrases")),

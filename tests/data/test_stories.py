@@ -1,3 +1,4 @@
+import itertools
 import re
 import zlib
 
@@ -7,6 +8,7 @@ from kgpt import data
 from kgpt.data.stories import words_and_plots
 
 WORDS, PLOTS = words_and_plots()
+_, SHORT_PLOTS = words_and_plots(lines=2)
 NAMES = {*WORDS["girl"], *WORDS["boy"]}
 
 
@@ -63,14 +65,16 @@ def test_an_article_fits_its_word(stories):
     assert set(re.findall(r"\b[Aa]n [^aeiou]\w+", text)) <= {"an hour"}
 
 
-def test_the_right_end_tells_of_the_storys_own_people_and_things():
-    columns = data.story_endings(num_stories=300)
+@pytest.mark.parametrize("short", [False, True])
+def test_the_right_end_tells_of_the_storys_own_people_and_things(short):
+    columns = data.story_endings(num_stories=300, short=short)
 
     counts = [0, 0, 0, 0]
     for context, ends, label in zip(*columns.values(), strict=True):
         assert len(set(ends)) == len(ends) == 4
         others, other_things, _ = ends[:label] + ends[label + 1 :]
         assert set(names_in(ends[label])) <= set(names_in(context))
+        assert names_in(ends[label])
         assert set(names_in(other_things)) <= set(names_in(context))
         assert not set(names_in(others)) & set(names_in(context))
         counts[label] += 1
@@ -78,9 +82,22 @@ def test_the_right_end_tells_of_the_storys_own_people_and_things():
 
 
 def test_every_end_names_a_thing_so_that_an_end_of_other_things_is_wrong():
-    for *_, end in PLOTS:
+    assert len(PLOTS) == len(SHORT_PLOTS) == 10
+    for *_, end in [*PLOTS, *SHORT_PLOTS]:
         kinds = re.findall(r"\{(noun|thing|treat|skill|fear)\}", re.sub(r"\[.*?\]", "", end))
         assert kinds, end
+
+
+def test_a_short_story_has_three_sentences_and_an_end_of_one():
+    columns = data.story_endings(num_stories=300, short=True)
+
+    for context, ends in zip(columns["contexts"], columns["choices"], strict=True):
+        assert context.endswith((". ", '" '))
+        assert 3 <= len(re.findall(r"\.", context)) <= 4
+        assert all(end.count(".") == 1 and end.endswith(".") for end in ends)
+    texts = " ".join([*columns["contexts"], *itertools.chain(*columns["choices"])])
+    assert not set("[]{}|\n") & set(texts)
+    assert re.findall(r"\b[Aa] [aeiou]\w+", texts) == []
 
 
 def test_the_splits_differ_and_stay_the_same():
