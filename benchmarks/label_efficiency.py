@@ -53,7 +53,7 @@ RATES = {"pretrained": 3e-4, "LoRA": 3e-3, "frozen body": 1e-2, "from scratch": 
 RATES["keras-hub"] = RATES["from scratch"]
 
 
-def parse_arguments():
+def parse_arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--reviews", type=Path, required=True)
     parser.add_argument("--sentences", type=Path, required=True)
@@ -73,7 +73,7 @@ def parse_arguments():
     parser.add_argument("--tokens", type=float, default=14e6, help="to pretrain on")
     parser.add_argument("--pretraining-rate", type=float, default=1e-2)
     parser.add_argument("--dtype", default="mixed_bfloat16")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 # === Texts ===
