@@ -129,7 +129,7 @@ ANY_BACKEND = (
     *("data/test_tasks", "data/test_token_files"),
     *("convert/test_model_card", "plot/test_training_curves"),
     *("test_ci", "test_files", "test_house", "test_keywords", "test_promises"),
-    *("test_kept_outputs", "test_readme_zh"),
+    *("data/test_checksums", "test_kept_outputs", "test_readme_zh"),
     *("test_public_names", "test_types", "test_values"),
     *("callbacks/test_run_identity", "test_bad_use", "test_damaged_files", "test_hostile_files"),
     "test_distribution",

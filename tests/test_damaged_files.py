@@ -43,6 +43,10 @@ def write_vocabulary(folder):
 
 
 def write_tokens(folder):
+    kgpt.data.write_tokens(TEXTS, make_tokenizer(), folder / "tokens.npy")
+
+
+def write_tokens_of_numpy(folder):
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 272, 60, "uint16"))
 
 
@@ -143,7 +147,8 @@ def load_lora(folder):
 KINDS = {
     "tokenizer": (write_tokenizer, load_tokenizer, False),
     "vocabulary": (write_vocabulary, load_vocabulary, False),
-    "tokens": (write_tokens, load_tokens, False),
+    "tokens": (write_tokens, load_tokens, True),
+    "tokens of numpy": (write_tokens_of_numpy, load_tokens, False),
     "huggingface": (write_huggingface, lambda x: content(kgpt.from_huggingface(x)), False),
     "manifest": (
         write_huggingface_with_manifest,

@@ -12,6 +12,7 @@ import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.console import ProgressLine
+from kgpt.data.checksums import GrowingChecksums
 from kgpt.data.split import split
 from kgpt.files import make_folder, written_whole
 from kgpt.text import document_pieces
@@ -70,7 +71,9 @@ def write_tokens(
     """Encodes text, on all cores and in bounded memory, and writes its tokens to one file.
 
     The file is a 1-D `.npy` array, `uint16` if the vocabulary has at most 65,536 tokens and
-    `uint32` otherwise; `np.load(path, mmap_mode="r")` reads it. Its folder is created if needed.
+    `uint32` otherwise; `np.load(path, mmap_mode="r")` reads it. A second array behind it, which
+    that leaves out, has the CRC-32 of each 65,536 bytes of tokens: `windows` compares them when it
+    reads, so damaged tokens are not trained on. The file's folder is created if needed.
     Tokens are first written to a file `.*.partial.*` in the same folder, which is renamed when it
     is complete and removed after an error (a killed process leaves it). After a power cut each of
     the files is the earlier one or the new one, whole.
@@ -171,19 +174,23 @@ def _encode(
 
 
 class _TokenFile:
-    """A 1-D `.npy` file that grows."""
+    """A 1-D `.npy` file that grows, with checksums behind it."""
 
     def __init__(self, path: Path, stream: BinaryIO, dtype: np.dtype):
         self.path, self.stream, self.dtype = path, stream, dtype
         self.num_tokens = self.num_documents = 0
+        self._checksums = GrowingChecksums()
         self._write_header()
 
     def append(self, token_ids: list[int], ends_document: bool):
-        self.stream.write(np.asarray(token_ids, self.dtype).tobytes())
+        data = np.asarray(token_ids, self.dtype).tobytes()
+        self.stream.write(data)
+        self._checksums.update(data)
         self.num_tokens += len(token_ids)
         self.num_documents += ends_document
 
     def complete(self):
+        np.lib.format.write_array(self.stream, self._checksums.array())
         self.stream.seek(0)
         self._write_header()
 

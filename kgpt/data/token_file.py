@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kgpt.data.checksums import Checksums
 from kgpt.reading import check_file, map_npy, one_line
 
 
@@ -14,6 +15,7 @@ class TokenFile:
     A file that is cut while it is mapped would end the process with SIGBUS when the lost part is
     read. So the size of the file that was opened, which costs a microsecond, is looked at before
     each read. The file may be replaced by another one of the same name: the old one is read on.
+    Where it has checksums, as those of `write_tokens` have, tokens are compared with theirs.
 
     Args:
         path: path of the file.
@@ -24,12 +26,12 @@ class TokenFile:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no array of integers along one axis, or has another size than
-            its header says.
+            its header says. When tokens are read, if they are not those that were written.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
-        self._tokens = _map(path)
+        self._tokens, self._checksums = _map(path)
         self._file = open(path, "rb")  # noqa: SIM115 (open as long as it is mapped)
         state = os.fstat(self._file.fileno())
         self._size, self.stamp = state.st_size, (state.st_size, state.st_mtime_ns)
@@ -52,6 +54,7 @@ class TokenFile:
             ValueError: if one of them is outside the vocabulary, where its size is given.
         """
         self._check_size()
+        self._check_content(starts, length)
         every_window = np.lib.stride_tricks.sliding_window_view(self._tokens, length)
         tokens = every_window[starts]
         wrong = _first_outside(tokens, vocabulary_size)
@@ -64,7 +67,9 @@ class TokenFile:
         """Raises ValueError if the file has a token id outside the vocabulary; reads it whole."""
         for start in range(0, len(self), block):
             self._check_size()
-            wrong = _first_outside(self._tokens[start : start + block], vocabulary_size)
+            part = self._tokens[start : start + block]
+            self._check_content(np.array([start]), len(part))
+            wrong = _first_outside(part, vocabulary_size)
             if wrong is not None:
                 self._refuse(start + wrong, vocabulary_size)
 
@@ -74,6 +79,10 @@ class TokenFile:
             f"Received: id {self._tokens[position]} at position {position} of {self.path}, "
             f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
         )
+
+    def _check_content(self, starts, length):
+        if self._checksums is not None:
+            self._checksums.check(starts, length)
 
     def _check_size(self):
         size = os.fstat(self._file.fileno()).st_size
@@ -95,12 +104,16 @@ def _first_outside(tokens: np.ndarray, vocabulary_size: int | None) -> int | Non
     return int(np.argmax((tokens >= vocabulary_size) | (tokens < 0)))
 
 
-def _map(path) -> np.ndarray:
+def _map(path) -> tuple[np.ndarray, Checksums | None]:
     hint = "Try kgpt.data.write_tokens, which writes one."
     is_raw = Path(path).suffix == ".bin"
     try:
         check_file(path)
-        tokens = np.memmap(path, dtype="uint16", mode="r") if is_raw else map_npy(path)
+        if is_raw:
+            tokens, checksums = np.memmap(path, dtype="uint16", mode="r"), None
+        else:
+            tokens = map_npy(path, more=True)
+            checksums = Checksums(path, tokens)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no token file. Received: path={str(path)!r}. {hint}"
@@ -116,4 +129,4 @@ def _map(path) -> np.ndarray:
             "The token file must be a 1-D array of integers. "
             f"Received: path={str(path)!r} with shape {tokens.shape} and dtype {tokens.dtype}."
         )
-    return tokens
+    return tokens, checksums

@@ -1,0 +1,88 @@
+"""Checksums of a token file's blocks: a second array of the `.npy` file, behind the tokens.
+
+`numpy.load` reads the first array of a file and so does not see them.
+"""
+
+import os
+import zlib
+
+import numpy as np
+
+BLOCK = 2**16  # bytes of tokens for each checksum
+
+
+class GrowingChecksums:
+    """The CRC-32 of each block of bytes that are written one after the other."""
+
+    def __init__(self):
+        self._whole, self._last, self._length = [], 0, 0
+
+    def update(self, data: bytes):
+        """Takes the bytes that are written next."""
+        while data:
+            part, data = data[: BLOCK - self._length], data[BLOCK - self._length :]
+            self._last, self._length = zlib.crc32(part, self._last), self._length + len(part)
+            if self._length == BLOCK:
+                self._whole.append(self._last)
+                self._last = self._length = 0
+
+    def array(self) -> np.ndarray:
+        """Returns them, uint32, the last one of a block that may be shorter."""
+        return np.array(self._whole + [self._last] * (self._length > 0), "<u4")
+
+
+class Checksums:
+    """Compares each block of a file's tokens with its checksum when it is first read.
+
+    Args:
+        path: path of the file.
+        tokens: the mapped array in it.
+
+    Raises:
+        ValueError: if something else than checksums of them stands behind the tokens.
+    """
+
+    def __init__(self, path: str | os.PathLike, tokens: np.memmap):
+        self._path, self._tokens = path, tokens
+        self._expected = _read(path, tokens)
+        self._is_right = np.zeros(0 if self._expected is None else len(self._expected), bool)
+
+    def check(self, starts: np.ndarray, length: int):
+        """Raises ValueError if a token is not the one that was written.
+
+        Args:
+            starts: int array. Where the tokens that are read begin.
+            length: int. How many are read from each start on.
+        """
+        if self._expected is None:
+            return
+        size = BLOCK // self._tokens.itemsize
+        first, last = starts // size, (starts + length - 1) // size
+        blocks = first[:, None] + np.arange(int((last - first).max(initial=0)) + 1)
+        blocks = np.unique(np.minimum(blocks, last[:, None]))
+        for block in blocks[~self._is_right[blocks]]:
+            part = self._tokens[block * size : (block + 1) * size]
+            if zlib.crc32(part) != self._expected[block]:
+                raise ValueError(
+                    f"{self._path} is damaged: its tokens from {block * size} to "
+                    f"{block * size + len(part)} are not those that were written. Copy it again, "
+                    "or write it anew with kgpt.data.write_tokens."
+                )
+            self._is_right[block] = True
+
+
+def _read(path, tokens) -> np.ndarray | None:
+    """Returns the second array of the file; of a file with one array, nothing."""
+    end, size = tokens.offset + tokens.nbytes, os.path.getsize(path)
+    if size <= end:
+        return None
+    with open(path, "rb") as file:
+        file.seek(end)
+        try:
+            expected = np.lib.format.read_array(file, allow_pickle=False)
+        except Exception:  # a header is Python, of which any part may be wrong
+            expected = np.empty(0)
+        right = np.uint32, (-(-tokens.nbytes // BLOCK),), size
+        if (expected.dtype, expected.shape, file.tell()) != right:
+            raise ValueError(f"it has {size:,} bytes, and its header speaks of {end:,}")
+    return expected
