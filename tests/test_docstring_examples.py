@@ -73,7 +73,7 @@ def write_files(folder, tokenizer):
         text = f"{i} Hello world\n" * 20 + TEXT[: 10 * i]
         (folder / "books" / f"{i}.txt").write_text(text)
     tokens = np.array((tokenizer.encode(TEXT) * 10)[: 32 * 256 + 1], "uint16")
-    for name in ("train.npy", "corpus/train.npy"):
+    for name in ("train.npy", "corpus/train.npy", "web/part-0.npy", "code/part-0.npy"):
         (folder / name).parent.mkdir(exist_ok=True)
         np.save(folder / name, tokens)
     np.save(folder / "small.npy", tokens[: 4 * 256 + 1])

@@ -11,7 +11,7 @@ _BLOCKS, _BLOCK_BYTES = 64, 2**16
 _MAPPED_BYTES, _ARRAY_BYTES = _BLOCKS * _BLOCK_BYTES, 2**28  # what is read whole
 
 # What fingerprints tell too.
-_LEFT_OUT = ("num_tokens", "num_examples")
+_LEFT_OUT = ("num_files", "num_tokens", "num_examples")
 
 
 def data_identity(data) -> dict:

@@ -195,7 +195,7 @@ class ResumableBatches(PythonBatches):
         """
         own = self.get_state()
         given = state if isinstance(state, dict) else {}
-        differing = {key for key, value in given.items() if own.get(key, value) != value}
+        differing = {key for key, value in given.items() if key not in own or own[key] != value}
         next_batch = given.get("next_batch")
         if differing - {"next_batch"} or not is_int(next_batch) or next_batch < 0:
             raise ValueError(

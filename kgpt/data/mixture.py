@@ -16,7 +16,7 @@ _COMMON = ("sequence_length", "batch_size", "shard_index", "shard_count")
 
 def _corpora(name, value):
     if not isinstance(value, list | tuple) or not value:
-        refuse(name, value, "a list of kgpt.data.windows", "Try [web, books].")
+        refuse(name, value, "a list of kgpt.data.windows", "Try [web, code].")
     for one in value:
         if not isinstance(one, TokenWindows):
             hint = "Mix the corpora themselves." if isinstance(one, TokenMixture) else ""
@@ -31,10 +31,11 @@ def mixture(
     """Mixes the windows of several corpora in proportions, for `fit`, `evaluate` or a loop.
 
     Of the rows of each batch a share comes from each corpus, by its weight: of 0.7 and 0.3 and 32
-    rows, 22 and 10 or 23 and 9, so that the share of all rows up to there is never off by more
-    than one. (Proportions are kept to 1% of the smallest.) Each corpus comes in its own order, of
-    its own seed, and begins its next pass when one ends, whatever the others do. A pass of the
-    mixture ends before the first of them would begin its second; the next pass goes on from there.
+    rows, 22 and 10 or 23 and 9, so that of all rows up to there each share is within two rows of
+    what it should be. (Proportions themselves are rounded, by 1% at most.) Each corpus comes in
+    its own order, of its own seed, and begins its next pass when one ends, whatever the others do.
+    A pass of the mixture ends before the first of them would begin its second; the next pass of
+    the mixture goes on from there.
 
     Args:
         datasets: list of `kgpt.data.windows`, of the same `sequence_length`, `batch_size` and
@@ -53,9 +54,9 @@ def mixture(
             corpora that are cut differently, repeat themselves or are too short for a batch.
 
     Example:
-        web = kgpt.data.windows("small.npy", sequence_length=64, batch_size=4, seed=0)
-        books = kgpt.data.windows("corpus/train.npy", sequence_length=64, batch_size=4, seed=0)
-        train = kgpt.data.mixture([web, books], weights=[0.7, 0.3])
+        web = kgpt.data.windows("web/", sequence_length=64, batch_size=4, seed=0)
+        code = kgpt.data.windows("code/", sequence_length=64, batch_size=4, seed=0)
+        train = kgpt.data.mixture([web, code], weights=[0.7, 0.3])
     """
     if len(weights) != len(datasets) or not any(weights):
         raise ValueError(

@@ -158,15 +158,15 @@ class TokenWindows(ResumableBatches):
         of_process = ("path", "shard_index", "shard_count")
         config = {key: value for key, value in self.config.items() if key not in of_process}
         config["batch_size"] *= self.config["shard_count"]  # of all processes together
-        count = len(self.config["path"])
-        files = {"num_files": count} if count > 1 else {}
-        return {"num_tokens": self._tokens.num_tokens, **files, **config}
+        files = {"num_files": len(self.config["path"]), "num_tokens": self._tokens.num_tokens}
+        return {**files, **config}
 
     def set_state(self, state: dict):
         given = state if isinstance(state, dict) else {}
         if is_int(given.get("shard_count")) and is_int(given.get("batch_size")):
             # Of an earlier version, in which it was a process's own.
             state = {**given, "batch_size": given["batch_size"] * given["shard_count"]}
+            state = {k: v for k, v in state.items() if k not in ("shard_index", "shard_count")}
         super().set_state(state)
 
     def _content(self) -> dict:
@@ -194,7 +194,7 @@ class TokenWindows(ResumableBatches):
     @property
     def tokens_per_batch(self) -> int:
         """Number of tokens in a batch."""
-        return self._config["batch_size"] * self._config["sequence_length"]
+        return self.config["batch_size"] * self.config["sequence_length"]
 
     def check_vocabulary(self, vocabulary_size: int):
         """Raises ValueError for a token id outside the vocabulary.

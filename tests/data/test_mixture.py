@@ -59,13 +59,13 @@ def test_each_batch_mixes_in_the_stated_proportion(paths):
 
 @given(weights=st.lists(st.integers(1, 9), min_size=3, max_size=3), step=st.integers(0, 5))
 @settings(max_examples=5, deadline=None)
-def test_the_rows_up_to_any_batch_are_off_by_one_at_most(paths, weights, step):
+def test_the_rows_up_to_any_batch_are_off_by_two_at_most(paths, weights, step):
     data = mixture(corpora(paths, 3, batch_size=3), weights, repeat=True)
     share = np.array(weights) / sum(weights)
 
     found = np.sum([shares(batch, 3) for batch in itertools.islice(data, step + 1)], axis=0)
 
-    assert np.abs(found - 3 * (step + 1) * share).max() <= 1 + 0.01 * 3 * (step + 1)
+    assert np.abs(found - 3 * (step + 1) * share).max() <= 2 + 0.01 * 3 * (step + 1)
 
 
 def test_a_pass_ends_before_the_first_corpus_begins_anew(paths):
@@ -187,16 +187,6 @@ def lm_of(vocabulary_size):
     lm = kgpt.CausalLM(kgpt.GPTBackbone(vocabulary_size, 1, 1, 4, 4, 0.0, 4))
     lm.compile("sgd", run_eagerly=keras.backend.backend() == "tensorflow")
     return lm
-
-
-class StopAfter(keras.callbacks.Callback):
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches -= 1
-        self.model.stop_training = self.batches == 0
 
 
 def test_a_fit_that_is_cut_goes_on_to_the_bit(paths, tmp_path):

@@ -170,8 +170,9 @@ def test_of_many_files_a_few_are_open(tmp_path):
         found = starts(data)
         assert sorted(found) == [9 * n + place for n in range(20) for place in (0, 4)]
     if Path("/proc/self/fd").is_dir():
-        assert num_open(tmp_path) == 3
-        assert Path("/proc/self/maps").read_text().count(str(tmp_path)) == 3
+        most = 3 + 4  # and those from which threads are reading
+        assert 3 <= num_open(tmp_path) <= most
+        assert Path("/proc/self/maps").read_text().count(str(tmp_path)) <= most
 
 
 @pytest.mark.usefixtures("few")
@@ -220,7 +221,7 @@ def test_windows_of_many_files_survive_pickling(folder):
 def test_ids_outside_the_vocabulary_are_found_in_their_file(folder):
     with pytest.raises(ValueError, match=r"id 220 at position 20 of .*part-002\.npy"):
         windows(folder, 4, 3, vocabulary_size=220)
-    assert len(windows(folder, 4, 3, vocabulary_size=361)) == 12
+    assert len(windows(folder, 4, 3, vocabulary_size=361)) == 11
 
 
 def test_ids_of_many_large_files_are_checked_batch_by_batch(folder, monkeypatch):
