@@ -141,3 +141,24 @@ def test_the_first_command_and_its_peer_read_the_same_text(tmp_path):
     assert 0 < float(ours[1]) < 20
     assert 0 < float(peer[1]) < 20
     assert int(peer[2]) >= 1
+
+
+def test_a_large_corpus_is_measured_in_one_file_and_in_many(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import large_corpus
+
+    options = ["--bytes", "200000", "--files", "3", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["large_corpus.py", *options])
+    measure = large_corpus.measure
+    monkeypatch.setattr(large_corpus, "in_own_process", lambda folder: measure(Path(folder)))
+
+    large_corpus.main()
+
+    one, many = (
+        [float(cell.replace(",", "")) for cell in line.strip("| ").split("|")]
+        for line in capsys.readouterr().out.splitlines()[-2:]
+    )
+    assert (one[:2], many[:2]) == ([1, 100_000], [3, 99_999])
+    assert min(*one, *many) >= 0
+    assert many[4] >= many[5] > 0
+    assert not list(tmp_path.iterdir())
