@@ -162,3 +162,18 @@ def test_a_large_corpus_is_measured_in_one_file_and_in_many(tmp_path, monkeypatc
     assert min(*one, *many) >= 0
     assert many[4] >= many[5] > 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_jax")
+def test_a_kernel_for_all_three_moves_more_weights_and_the_same_activations():
+    sizes = ("--width", 16, "--heads", 4, "--length", 5, "--batch", 4, "--steps", 1)
+
+    done = run("query_key_value.py", *sizes, backend="jax")
+
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["(D, 3D), viewed", "(D, 3, D)"] * 2
+    for viewed, of_its_own in (rows[:2], rows[2:]):
+        assert float(viewed[2]) > float(of_its_own[2]) > 0
+        assert viewed[3] == of_its_own[3]
