@@ -157,9 +157,10 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        (5000, " 151/5000 [...........] 40:24 left - loss: 2.3026 - 1,000 tokens/s - accuracy: "),
+        (5000, " 151/5000 [.....] 40:24 left - loss: 2.3026 - 1,000 tokens/s - accuracy: 0.5000"),
         (None, "step 151 1:36 - loss: 2.3026 - 1,000 tokens/s - accuracy: 0.5000"),
     ],
+    ids=["known length", "unknown length"],
 )
 def test_the_bar_says_tokens_per_second_and_the_time_left(monkeypatch, clock, steps, expected):
     terminal = Terminal()
