@@ -142,19 +142,22 @@ ON_TORCH = (
     *("test_docstring_examples", "test_examples", "test_tutorials"),
 )
 
-# Cases that take TensorFlow more than a few seconds: there other cases hold the same behaviour, on
-# the other backends all do. One beginning of a test's name in a line.
-SLOW_ON_TENSORFLOW = tuple(
-    Path(__file__).with_name("slow_on_tensorflow.txt").read_text(encoding="utf-8").splitlines()
-)
+# Cases that take longest to compile: other cases there hold the same behaviour, and on PyTorch all.
+# One beginning of a test's name in a line.
+SLOW_ON = {
+    backend: tuple(
+        Path(__file__).with_name(f"slow_on_{backend}.txt").read_text(encoding="utf-8").splitlines()
+    )
+    for backend in ("tensorflow", "jax")
+}
 
 
 def slow_here():
     """The beginnings of the names of tests that are slow on this backend and not on PyTorch."""
     backend = keras.backend.backend()
-    if backend == "torch" or importlib.util.find_spec("torch") is None:
+    if backend not in SLOW_ON or importlib.util.find_spec("torch") is None:
         return ()  # without PyTorch this is the only run
-    return ON_TORCH + (SLOW_ON_TENSORFLOW if backend == "tensorflow" else ())
+    return ON_TORCH + SLOW_ON[backend]
 
 
 def pytest_collection_modifyitems(items):
