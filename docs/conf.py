@@ -54,6 +54,8 @@ sphinx_gallery_conf = {
     "plot_gallery": "False",
     "download_all_examples": False,
     "show_memory": False,
+    "ignore_repr_types": r"matplotlib\.figure\.Figure",  # its picture is shown
+    "min_reported_time": 10**6,  # seconds: how long it took says how busy a machine was
 }
 
 html_theme = "pydata_sphinx_theme"

@@ -59,7 +59,7 @@ def test_pictures_become_small_parts_of_the_page(outputs, tmp_path):
 def test_a_kept_page_is_of_a_whole_run(page):
     text = page.read_text(encoding="utf-8")
 
-    assert "**Total running time of the script:**" in text
+    assert "sphx-glr-script-out" in text
     assert "Traceback" not in text
     pictures = [base64.b64decode(data) for data in re.findall(r'base64,([^"]+)"', text)]
     assert all(len(picture) < MOST_BYTES_OF_A_PICTURE for picture in pictures)
