@@ -57,6 +57,7 @@ def compiled_functions_end_with_their_file():
 EAGER_ON_TENSORFLOW = (
     *("convert/test_presets", "convert/test_trained_heads", "data/", "generation/test_options"),
     *(
+        "benchmarks/test_costs",
         "benchmarks/test_gpt1",
         "benchmarks/test_label",
         "callbacks/",
