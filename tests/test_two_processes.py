@@ -94,6 +94,14 @@ def test_one_of_them_writes_the_checkpoints_of_which_two_stay(results, folder):
     assert len(list((folder / "run").glob("checkpoint-*"))) == 2
 
 
+def test_the_other_keeps_none_of_the_variables_in_memory(results):
+    first, second = results
+
+    assert first["kept"] > 20
+    assert first["all"] == second["all"] >= first["kept"]
+    assert second["kept"] == 0
+
+
 def test_save_says_what_to_use(results, folder):
     assert all("ResumableCheckpoint" in found["save"] for found in results)
     assert not (folder / "lm.keras").exists()

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # and not where a test imports the sizes
 import keras
 
 import kgpt
+from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 
 BATCH = 8  # of all processes together
 SIZES = {"vocabulary_size": 24, "num_layers": 1, "num_heads": 4, "hidden_dim": 16}
@@ -52,6 +53,18 @@ def train(folder, batch_size, callbacks=(), killed_at=None):
     return lm, steps.losses, list(ran)
 
 
+def count_arrays(found):
+    """Takes down how many of the run's variables this process has in memory when it saves."""
+    save = CheckpointFolder.begin_to_save
+
+    def counted(folder, progress, arrays):
+        names = [name for name in arrays if name.startswith(("model/", "optimizer/"))]
+        found["kept"], found["all"] = len(names), sum(map(len, progress["variables"].values()))
+        return save(folder, progress, arrays)
+
+    CheckpointFolder.begin_to_save = counted
+
+
 def distribution(style, *shape):
     mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"))
     layout_map = kgpt.distribution.layout_map(SIZES, mesh, style=style)
@@ -61,6 +74,7 @@ def distribution(style, *shape):
 def main(number, address, folder, killed_at=None):
     keras.distribution.initialize(address, 2, int(number))
     found = {}
+    count_arrays(found)
     with distribution("tensor_fsdp", 2, 2).scope():
         checkpoint = kgpt.callbacks.ResumableCheckpoint(f"{folder}/run", save_freq=2)
         killed_at = int(killed_at) if killed_at and number == "1" else None

@@ -42,8 +42,9 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     error says so. One run at a time trains with a folder.
 
     Several processes of one run (`keras.distribution.initialize`) share a folder on a disk that all
-    of them reach. The first one writes; weights that are divided among the processes are gathered
-    one by one, into the memory of each host. Any number of processes goes on from it, one too.
+    of them reach. The first one gathers what is divided among them, and writes: its host must have
+    memory for all variables, the others for one at a time. Any number of processes goes on from it,
+    one too.
 
     A checkpoint of another run is refused, with what is different: model, data, optimizer. Of what
     may change, such as validation data, a new learning rate counts.
@@ -212,7 +213,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         # The validation of a fit uses the same metrics.
-        arrays, _ = variables.to_arrays(self.model, ("metrics",))
+        arrays, *_ = variables.to_arrays(self.model, ("metrics",))
         self._metrics = {name: array.copy() for name, array in arrays.items()}
 
     def on_test_batch_end(self, batch, logs=None):
@@ -305,11 +306,10 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     def _save(self):
         """Begins to save the run, when the save before it has ended."""
         self._end_save()
-        arrays, listed = variables.to_arrays(self.model)
-        wrong = variables.first_not_finite(listed, arrays)
+        arrays, listed, wrong = variables.to_arrays(self.model)
         if wrong is not None:
             self._meet_nan(f"{wrong} is not finite")
-            arrays, listed = variables.to_arrays(self.model)
+            arrays, listed, _ = variables.to_arrays(self.model)
         callbacks, of_callbacks = self._states.get()
         arrays |= self._metrics or {}
         arrays |= random_states.random_states()
@@ -323,8 +323,9 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             "callbacks": callbacks,
             "variables": listed,
         }
-        copies = {name: np.array(array) for name, array in arrays.items()}
-        self._writing = self._checkpoints.begin_to_save(progress, copies)
+        if process()[1] == 1:  # several write before training goes on
+            arrays = {name: np.array(array) for name, array in arrays.items()}
+        self._writing = self._checkpoints.begin_to_save(progress, arrays)
         self._saved_at = self._place.steps
 
     def _end_save(self) -> bool:

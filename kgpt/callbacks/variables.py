@@ -4,6 +4,7 @@ import keras
 import ml_dtypes  # comes with Keras
 import numpy as np
 
+from kgpt.distribution import process
 from kgpt.kernels.platform import to_numpy
 
 _IN_16_BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -28,16 +29,27 @@ def bring_back(model):
         model.jax_state_sync()
 
 
-def to_arrays(model, parts=("model", "optimizer", "metrics")) -> tuple[dict, dict]:
-    """Returns `{"model/00000": array, ...}`, and the paths and dtypes, JSON-serializable."""
+def to_arrays(model, parts=("model", "optimizer", "metrics")) -> tuple[dict, dict, str | None]:
+    """Returns the variables as arrays, of several processes in the first one alone.
+
+    Those that are divided among processes are gathered one by one; the others keep none of them.
+
+    Returns:
+        `{"model/00000": array, ...}`; the paths and dtypes, JSON-serializable; and the path of the
+        first of the model's or optimizer's arrays with a NaN or infinity, or None.
+    """
     bring_back(model)
-    arrays, listed = {}, {}
+    arrays, listed, wrong = {}, {}, None
     for part in parts:
         own = variables(model)[part]
         listed[part] = [(v.path, keras.backend.standardize_dtype(v.dtype)) for v in own]
-        for number, variable in enumerate(own):
-            arrays[_key(part, number)] = _to_array(variable)
-    return arrays, listed
+        for number, (variable, (path, dtype)) in enumerate(zip(own, listed[part], strict=True)):
+            array = _to_array(variable)
+            if wrong is None and part != "metrics" and not _is_finite(_as_written(array, dtype)):
+                wrong = path
+            if process()[0] == 0:
+                arrays[_key(part, number)] = array
+    return arrays, listed, wrong
 
 
 def fits(model, listed, arrays, part: str) -> bool:
@@ -90,19 +102,10 @@ def batches_of_update(optimizer) -> int:
     return int(optimizer._iterations) % (optimizer.gradient_accumulation_steps or 1)
 
 
-def first_not_finite(listed, arrays) -> str | None:
-    """Returns the path of the first of the model's or optimizer's arrays with a NaN or infinity."""
-    for part in ("model", "optimizer"):
-        for number, (path, dtype) in enumerate(listed[part]):
-            array = _as_written(arrays[_key(part, number)], dtype)
-            # A NaN is least and greatest: no array of bools as large as the weights.
-            if array.dtype.kind == "f" and array.size and not _is_finite(array):
-                return path
-    return None
-
-
 def _is_finite(array):
-    return np.isfinite(array.min()) and np.isfinite(array.max())
+    # A NaN is least and greatest: no array of bools as large as the weights.
+    is_exact = array.dtype.kind != "f" or not array.size
+    return is_exact or (np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
 def _key(part, number):
