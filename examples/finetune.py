@@ -26,6 +26,7 @@ Your own data needs: pip install datasets.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import sys
@@ -56,6 +57,10 @@ def values(split):
     return {"texts": columns["texts"], "targets": targets}
 
 
+def endings(split):
+    return kgpt.data.story_endings(split, num_stories=5000, short=True)
+
+
 def value(target):
     """The value that has been learned as a logarithm, in digits."""
     return f"{math.copysign(10 ** abs(target) - 1, target):,.3g}"
@@ -70,14 +75,15 @@ class Task(NamedTuple):
     learning_rate: float = 1e-3
     say: Any = str  # how a reader would write a target
     pretraining: tuple = (400, 64)  # steps, and tokens in a window
+    vocabulary_size: int = 700
 
 
 BUILT_IN = {
     "categories": Task(categories),
     "values": Task(values, epochs=10, say=value),
     "paraphrases": Task(kgpt.data.paraphrases),
-    "endings": Task(kgpt.data.story_endings, 1000, epochs=1, pretraining=(600, 256)),
-    "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=5, learning_rate=3e-3),
+    "endings": Task(endings, 4000, epochs=2, vocabulary_size=1024),
+    "arithmetic": Task(kgpt.data.arithmetic, 20_000, epochs=10, learning_rate=3e-3),
 }
 
 
@@ -189,13 +195,13 @@ def plain_texts(columns):
     return [text for row in rows for text in ([row] if isinstance(row, str) else row)]
 
 
-def body(columns, arguments):
+def body(columns, vocabulary_size, arguments):
     """The body and its tokenizer: from a file, or small and untrained, for the task's own texts."""
     if arguments.model:
         lm = keras.saving.load_model(arguments.model)
         tokenizer = lm.tokenizer.with_special_tokens()  # start, delimiter, classify, if need be
         return lm.backbone.with_vocabulary_size(tokenizer.vocabulary_size), tokenizer
-    style = {"vocabulary_size": 700}
+    style = {"vocabulary_size": vocabulary_size}
     if "prompts" in columns:  # digit by digit
         style = {"vocabulary_size": None, "style": "characters"}
     tokenizer = kgpt.Tokenizer.train(plain_texts(columns), **style)
@@ -318,23 +324,38 @@ def show_answers(given, say, is_number):
             print(f"  {question.strip()}\n    -> {say(one.answer)} (right: {say(one.right)}{sure})")
 
 
-def draw(given, class_names, is_number, path):
-    """A confusion matrix of classes, a scatter plot of numbers; other answers are no picture."""
+def draw(given, columns, class_names, path):
+    """A confusion matrix of classes or of the places of choices, a scatter plot of numbers."""
+    right, answer = ([one[i] for one in given] for i in (2, 1))
+    if "choices" in columns:
+        right, rows = columns["labels"], zip(columns["choices"], answer, strict=True)
+        answer = [choices.index(chosen) for choices, chosen in rows]
+        class_names = [f"choice {i + 1}" for i in range(len(columns["choices"][0]))]
     if class_names:
-        right, answer = ([one[i] for one in given] for i in (2, 1))
         figure = kgpt.plot.confusion_matrix(right, answer, class_names)
-    elif is_number:
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
-        right, answer = (np.array([float(one[i]) for one in given]) for i in (2, 1))
-        axes.scatter(right, answer, s=8, alpha=0.5)
-        axes.axline((right.min(), right.min()), slope=1, color="grey", linewidth=1)
-        axes.set(xlabel="right", ylabel="predicted")
     else:
-        return
+        figure = scatter(*numbers_of(right, answer))
     figure.savefig(path)
     print(f"\nPicture of all answers: {path}")
+
+
+def numbers_of(right, answer):
+    """The pairs of which the answer is a number; a language model may write anything else."""
+    pairs = []
+    for one, other in zip(right, answer, strict=True):
+        with contextlib.suppress(ValueError):
+            pairs.append((float(one), float(other)))
+    return np.array(pairs).reshape(-1, 2).T
+
+
+def scatter(right, answer):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.5, 4.5), layout="constrained")
+    axes.scatter(right, answer, s=8, alpha=0.5)
+    axes.axline((0, 0), slope=1, color="grey", linewidth=1)
+    axes.set(xlabel="right", ylabel="predicted")
+    return figure
 
 
 # === All of it ===
@@ -354,7 +375,7 @@ def finetune(name, task, arguments):
     # What can be wrong with the data or is not installed shows here, before anything is trained.
     file = arguments.output / name / "model.keras"
     file.parent.mkdir(parents=True, exist_ok=True)
-    backbone, tokenizer = body(train, arguments)
+    backbone, tokenizer = body(train, task.vocabulary_size, arguments)
     batches = make_batches(train, tokenizer, class_names, 0, arguments.batch_size)
     valid_batches = make_batches(valid, tokenizer, class_names, None, arguments.batch_size)
     model = make_model(train, backbone, tokenizer, class_names, arguments.lm_loss_weight)
@@ -375,7 +396,7 @@ def finetune(name, task, arguments):
     is_number = "targets" in valid
     say_how_good(given, train, valid)
     show_answers(given, task.say, is_number)
-    draw(given, class_names, is_number, file.with_name("answers.png"))
+    draw(given, valid, class_names, file.with_name("answers.png"))
 
 
 def main():

@@ -234,9 +234,8 @@ def test_the_tutorial_says_how_good_it_is_and_where_it_is_wrong(
     example.main()
 
     out = capsys.readouterr().out
-    has_picture = (tmp_path / "categories" / "answers.png").exists()
     assert "On 8 examples that it has not seen:" in out
-    assert has_picture == (kind in ("classes", "numbers", "pairs"))
+    assert (tmp_path / "categories" / "answers.png").stat().st_size > 1000
     expected = {
         "classes": ["50.0% right: the commonest answer, good", "50.0% right: a guess among 2"],
         "numbers": ["4.750 mean absolute error of always the mean", "The farthest:"],
