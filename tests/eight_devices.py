@@ -20,6 +20,7 @@ from data.labelled import TOKENIZER
 from keras.src.backend.jax import trainer
 
 import kgpt
+from kgpt.generation import layout, loop
 
 STEPS, ROWS, LENGTH, VOCABULARY = 50, 16, 12, 120
 SIZES = {"vocabulary_size": VOCABULARY, "num_layers": 1, "num_heads": 4, "hidden_dim": 32}
@@ -129,7 +130,29 @@ def run(kind, style, steps=STEPS, sizes=SIZES, lora=False, extras=False):
         found["generate"] = model.generate(prompts, 5, sampler="greedy", stop_token_ids=None)
         found["score"] = model.score(prompts).tolist()
         found["embed"] = model.embed(prompts).tolist()
+    if extras and style in (None, "data"):
+        found["generate uneven"] = generate_uneven(model)
     return found
+
+
+def generate_uneven(model):
+    """What three prompts are continued by, to the end, to a stop token and by a search; and rows.
+
+    The rows are those of each batch that is run.
+    """
+    prompts, rows = [[5, 6, 7], [70, 71, 72, 73, 74], [9]], []
+
+    def lay_out(contexts, slots):
+        rows.append(len(contexts))
+        return layout.lay_out(contexts, slots)
+
+    loop.lay_out = lay_out
+    found = [
+        model.generate(prompts, 4, sampler=sampler, stop_token_ids=stop)
+        for sampler, stop in (("greedy", None), ("greedy", 8), ("beam", None))
+    ]
+    loop.lay_out = layout.lay_out
+    return found, rows
 
 
 def run_uneven(style):

@@ -65,6 +65,16 @@ def test_generation_and_scores_equal_those_of_one_device(results):
         assert b == pytest.approx(a, abs=1e-3)
 
 
+def test_prompts_that_the_devices_do_not_divide_are_filled_with_rows(results):
+    one, eight = (
+        results[f"language model, {style}"]["generate uneven"] for style in (None, "data")
+    )
+
+    assert eight[0] == one[0]
+    assert one[0][0] != one[0][1]  # the stop token has ended a row
+    assert (set(one[1]), set(eight[1])) == ({3}, {8})
+
+
 @pytest.mark.parametrize("style", MESHES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_device_computes_an_eighth(results, kind, style):

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.arguments import checked
+from kgpt.distribution import num_own_shards
 from kgpt.generation import arguments
 from kgpt.generation.arguments import GenerateOptions, Many, One, Prompts
 from kgpt.generation.compiled import Functions, Options, functions_for
@@ -167,6 +168,7 @@ def generate(
             them. "auto" is the tokenizer's end-of-text token, if it has one; None is no token.
         seed: int in [0, 2**31). The same seed gives the same continuation on the same backend.
             Without it calls differ; calls with one sampler object continue its random numbers.
+            On several devices, which fill a batch with rows that count nothing, it may be another.
         return_prompt: bool. Whether the result begins with the prompt.
         stream: bool. Whether to return an iterator over the result for one prompt while it is
             generated: pieces of text that end with a whole character, or token ids one by one.
@@ -281,18 +283,20 @@ def _stream(run, start):
 
 
 def _continue(run, starts):
-    """Returns for each row the new tokens, without the stop token, and their log-probabilities."""
-    if run.limits.stop:
-        return _by_steps(run, starts)
-    return _by_windows(run, starts)
+    """Returns for each row the new tokens, without the stop token, and their log-probabilities.
+
+    On several devices, rows that are finished fill the batch, so that each has as many.
+    """
+    contexts = starts + [[0]] * (-len(starts) % num_own_shards())
+    write = _by_steps if run.limits.stop else _by_windows
+    return write(run, contexts, np.arange(len(contexts)) >= len(starts))[: len(starts)]
 
 
-def _by_windows(run, contexts):
+def _by_windows(run, contexts, finished):
     """Writes all that fits in the window at once."""
     limits = run.limits
     found = [([], []) for _ in contexts]
-    finished, stops = np.zeros(len(contexts), "bool"), np.array(limits.stop_token_ids, "int32")
-    written = 0
+    stops, written = np.array(limits.stop_token_ids, "int32"), 0
     while written < limits.max_new_tokens and not finished.all():
         contexts = [in_sight(context, limits.window) for context in contexts]
         left = limits.max_new_tokens - written
@@ -318,11 +322,10 @@ def _by_windows(run, contexts):
     return found
 
 
-def _by_steps(run, starts):
+def _by_steps(run, starts, finished):
     """Writes one token at a time, and looks for stop strings after each."""
     limits = run.limits
     found = [([], []) for _ in starts]
-    finished = np.zeros(len(starts), "bool")
     for tokens, scores in _steps(run, starts):
         for row in np.flatnonzero(~finished):
             if tokens[row] in limits.stop_token_ids:
