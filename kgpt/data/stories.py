@@ -54,8 +54,7 @@ def story_endings(
         num_stories: int.
         seed: int. Determines the stories and the place of the right end.
         short: bool. Whether the stories are of four sentences, of which the last one is the end.
-            A `MultipleChoice` learns from a few thousand of these within minutes; from those of
-            `stories`, which are six times as long, it takes far more.
+            Those of `stories` are about six times as long, which a small model has little time for.
 
     Returns:
         dict of three lists: `"contexts"` (str), `"choices"` (lists of str) and `"labels"` (int).
