@@ -78,6 +78,21 @@ def _record_once(step, inputs, new_slots, seen):
     for name, weight in list(module.named_parameters()):  # the same memory, without a gradient
         delattr(module, name)
         module.register_buffer(name, weight.detach())
-    with warnings.catch_warnings():  # torch.export has nothing that runs without Python
+    return _without_python(module, tensors)
+
+
+def _without_python(module, tensors):
+    """Returns a function of the same tensors that runs the module's operations.
+
+    `torch.jit.trace` would do, but what it makes is registered in the process and never freed.
+    `torch.export` has nothing that runs without Python.
+    """
+    import torch
+    from torch.jit._trace import _get_trace_graph, _unique_state_dict
+
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.trace(module, tensors, check_trace=False)
+        graph, _ = _get_trace_graph(module, tuple(tensors))
+    weights = list(_unique_state_dict(module, keep_vars=True).values())  # its further inputs
+    function = torch._C._create_function_from_graph("step", graph)
+    return lambda *inputs: function(*inputs, *weights)
