@@ -22,6 +22,7 @@ from unittest import mock
 
 import keras
 import numpy as np
+import pytest
 
 import kgpt
 from kgpt import locks
@@ -127,6 +128,16 @@ def test_prompts_of_all_lengths_compile_for_few():
 
     assert len(shapes) == len(set(shapes))
     assert 2 <= len(shapes) <= math.log2(WINDOW) + 2
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "top_p"}, {"sampler": "top_k", "seed": 0}])
+def test_a_call_makes_no_variables(options):
+    """TensorFlow keeps some memory for each that there ever was."""
+    lm = make_lm()
+    lm.generate([[1, 2]], NEW, **options)
+
+    with mock.patch.object(keras.Variable, "__init__", side_effect=AssertionError):
+        lm.generate([[1, 2]], NEW, **options)
 
 
 def test_generation_between_epochs_compiles_once(tmp_path):

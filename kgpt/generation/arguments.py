@@ -1,10 +1,11 @@
 """The arguments of `generate`, checked and in one form each."""
 
+import functools
 import math
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypedDict, TypeVar
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -197,9 +198,9 @@ def read_sampler(sampler, filters, **others):
     if name == "auto":
         name = "random" if shape else "top_k"
     if shape and name in _SHAPED:
-        return samplers.RandomSampler(), filters._replace(**{**_SHAPED[name], **shape})
+        return _named("random"), filters._replace(**{**_SHAPED[name], **shape})
     if name in _SAMPLERS:
-        sampler = samplers.TopPSampler(p=0.9) if name == "top_p" else samplers.get(name)
+        sampler = _named(name)
     else:
         check_sampler(sampler)
     if shape:
@@ -236,6 +237,13 @@ def check_options(sampler="auto", max_new_tokens=100, min_new_tokens=0, **option
     others = {name: options.get(name) for name in others}
     filters = Filters(*(options.get(name) for name in Filters._fields))
     return read_sampler(sampler, filters, min_new_tokens=min_new_tokens, **others)
+
+
+@functools.cache
+def _named(name):
+    """Returns keras-hub's sampler of a name, one for all calls: it says what to do, no more."""
+    samplers = keras_hub_samplers()
+    return samplers.TopPSampler(p=0.9) if name == "top_p" else samplers.get(name)
 
 
 def keras_hub_samplers():
@@ -306,12 +314,35 @@ def check_settings(sampler):
         check("num_beams", is_positive_int, "an int of at least 1")
 
 
-def read_seed(seed, sampler):
-    """Returns random states for this call alone, as many as the sampler has."""
+class RandomState:
+    """The state of a random generator in one call.
+
+    A variable for each call would cost memory for ever: TensorFlow keeps 36 KB for each.
+    """
+
+    def __init__(self, seed: int):
+        self.value = np.array([seed, 0])
+
+    def assign(self, variable):
+        """Takes the state of a variable."""
+        self.value = np.array(ops.convert_to_numpy(variable))
+
+
+def random_states(seed, given, sampler):
+    """Returns the random states of a call, as many as the sampler has.
+
+    Args:
+        seed: `generate`'s.
+        given: the sampler that was given, whose own states act if it is an object.
+        sampler: the same as an object.
+    """
+    if seed is None and not isinstance(given, str):
+        return sampler.variables
+    if seed is None:
+        seed = random.randint(1, 10**9)  # as Keras's own: `keras.utils.set_random_seed` decides it
     if seed >= 2**31:
         raise ValueError(f"seed must be an int in [0, 2**31). Received: seed={seed}.")
-    generators = [keras.random.SeedGenerator(seed + i) for i in range(len(sampler.variables))]
-    return [generator.state for generator in generators]
+    return [RandomState(seed + i) for i in range(len(sampler.variables))]
 
 
 def check_stream(many, is_single, sampler, num_return_sequences, return_log_probabilities):

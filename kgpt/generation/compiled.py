@@ -353,7 +353,7 @@ def compile_function(function, backbone, random_states=()):
     def run(states, static, *inputs):
         with lock_of(backbone).held():
             for own, state in zip(random_states, states, strict=True):
-                own.assign(state)
+                own.assign(state.value)
             outputs = compiled(static, *tree.map_structure(ops.convert_to_tensor, inputs))
             for own, state in zip(random_states, states, strict=True):
                 state.assign(own)

@@ -213,6 +213,7 @@ def generate(
         for piece in lm.generate("def main(", stream=True, stop="."):
             print(piece, end="", flush=True)
     """
+    given = sampler
     sampler, filters = arguments.check_options(**locals())  # all arguments by name
     many, is_single = arguments.read_prompts(prompts)
     rows = arguments.encode(many, model.tokenizer, model.backbone.vocabulary_size)
@@ -223,7 +224,7 @@ def generate(
     if stream:
         wanted = num_return_sequences, return_log_probabilities
         arguments.check_stream(many, is_single, sampler, *wanted)
-    states = sampler.variables if seed is None else arguments.read_seed(seed, sampler)
+    states = arguments.random_states(seed, given, sampler)
     filters, numbers = without_numbers(filters)
     options = Options(filters, min_new_tokens > 0, return_log_probabilities)
     run = Run(functions_for(model, sampler, options), states, model.tokenizer, limits, numbers)
