@@ -192,9 +192,8 @@ def scaled(accuracy, chance):
 
 
 def read_cola(folder, name):
-    lines = (folder / name).read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
-    return [row[3] for row in rows], [int(row[1]) for row in rows]
+    columns = gpt1_tasks.cola_file(folder / name)
+    return columns["texts"], columns["labels"]
 
 
 def read_copa(folder):

@@ -62,7 +62,11 @@ def sst2(folder, split):
 
 
 def cola(folder, split):
-    rows = read_table(glue_file(folder, split), header=False)
+    return cola_file(glue_file(folder, split))
+
+
+def cola_file(path):
+    rows = read_table(path, header=False)
     return columns_of(rows, ["0", "1"], texts=3, labels=1)
 
 

@@ -34,6 +34,8 @@ class GrowingChecksums:
 class Checksums:
     """Compares each block of a file's tokens with its checksum when it is first read.
 
+    A file without checksums has nothing to compare with.
+
     Args:
         path: path of the file.
         tokens: the mapped array in it.

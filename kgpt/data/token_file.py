@@ -54,7 +54,7 @@ class TokenFile:
             ValueError: if one of them is outside the vocabulary, where its size is given.
         """
         self._check_size()
-        self._check_content(starts, length)
+        self._checksums.check(starts, length)
         every_window = np.lib.stride_tricks.sliding_window_view(self._tokens, length)
         tokens = every_window[starts]
         wrong = _first_outside(tokens, vocabulary_size)
@@ -68,7 +68,7 @@ class TokenFile:
         for start in range(0, len(self), block):
             self._check_size()
             part = self._tokens[start : start + block]
-            self._check_content(np.array([start]), len(part))
+            self._checksums.check(np.array([start]), len(part))
             wrong = _first_outside(part, vocabulary_size)
             if wrong is not None:
                 self._refuse(start + wrong, vocabulary_size)
@@ -79,10 +79,6 @@ class TokenFile:
             f"Received: id {self._tokens[position]} at position {position} of {self.path}, "
             f"vocabulary_size={vocabulary_size}. Try the tokenizer that wrote the file."
         )
-
-    def _check_content(self, starts, length):
-        if self._checksums is not None:
-            self._checksums.check(starts, length)
 
     def _check_size(self):
         size = os.fstat(self._file.fileno()).st_size
@@ -104,16 +100,13 @@ def _first_outside(tokens: np.ndarray, vocabulary_size: int | None) -> int | Non
     return int(np.argmax((tokens >= vocabulary_size) | (tokens < 0)))
 
 
-def _map(path) -> tuple[np.ndarray, Checksums | None]:
+def _map(path) -> tuple[np.ndarray, Checksums]:
     hint = "Try kgpt.data.write_tokens, which writes one."
     is_raw = Path(path).suffix == ".bin"
     try:
         check_file(path)
-        if is_raw:
-            tokens, checksums = np.memmap(path, dtype="uint16", mode="r"), None
-        else:
-            tokens = map_npy(path, more=True)
-            checksums = Checksums(path, tokens)
+        tokens = np.memmap(path, "uint16", "r") if is_raw else map_npy(path, more=True)
+        checksums = Checksums(path, tokens)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no token file. Received: path={str(path)!r}. {hint}"
