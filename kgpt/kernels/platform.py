@@ -1,8 +1,10 @@
 """What the kernels ask of the backend: its device, an order of computation, a custom gradient."""
 
+import contextlib
 import functools
 import os
 import re
+import weakref
 
 import keras
 import numpy as np
@@ -114,7 +116,41 @@ def custom_gradient(function):
 
         return output, keras_gradient
 
-    return ops.custom_gradient(with_keyword)
+    run = ops.custom_gradient(with_keyword)
+
+    def run_in_graph(*inputs):
+        with gradients_freed_with_graph():
+            return run(*inputs)
+
+    return run_in_graph if keras.config.backend() == "tensorflow" else run
+
+
+@contextlib.contextmanager
+def gradients_freed_with_graph():
+    """Lets TensorFlow free custom gradients with the graph that they are made in, inside it.
+
+    It registers each by a name of its own, for ever; a gradient holds tensors and so its graph, of
+    each model that ever was. Here the graph holds the gradient, to which the registry refers
+    weakly. Does nothing outside a graph, and on other backends.
+    """
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+    if keras.config.backend() != "tensorflow" or tf.executing_eagerly():
+        yield
+        return
+    from tensorflow.python.framework.ops import gradient_registry
+
+    entries = gradient_registry._registry  # nothing public takes an entry back
+    before = set(entries)
+    yield
+    graph = tf.compat.v1.get_default_graph()
+    graph.gradients_held = held = getattr(graph, "gradients_held", [])
+    for name in entries.keys() - before:
+        gradient = entries[name]["type"]
+        held.append(gradient)
+        weak = weakref.ref(gradient, lambda _, name=name: entries.pop(name, None))
+        entries[name]["type"] = lambda op, *upstream, weak=weak: weak()(op, *upstream)
 
 
 def barrier(x, after):

@@ -6,7 +6,7 @@ import keras
 from keras import ops, tree
 from keras.src.backend import AutocastScope, get_stateless_scope
 
-from kgpt.kernels.platform import barrier
+from kgpt.kernels.platform import barrier, gradients_freed_with_graph
 
 _SEED = "seed_generator_state"  # as Keras names it
 
@@ -124,7 +124,8 @@ def _on_tensorflow(passes, x, others):
 
         return (y, *states), gradient
 
-    y, *states = run(x, *weights)
+    with gradients_freed_with_graph():
+        y, *states = run(x, *weights)
     return y, states
 
 

@@ -13,7 +13,7 @@ from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.filling import in_step, over_real_rows, take_filling
 from kgpt.data.updates import take_share
-from kgpt.kernels.platform import num_replicas
+from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
 from kgpt.models import fitting
 from kgpt.models.backbone import GPTBackbone
@@ -245,7 +245,7 @@ class Task(WholeModel, keras.Model):
 
     def train_step(self, *args):
         """Trains on a batch, as `keras.Model.train_step` does, without full logits."""
-        with _in_step(self, training=True):
+        with _in_step(self, training=True), gradients_freed_with_graph():
             return super().train_step(*args)
 
     def test_step(self, *args):
