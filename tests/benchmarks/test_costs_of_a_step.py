@@ -1,6 +1,9 @@
-"""The script on what Muon costs runs at a tiny size; what it measures there means nothing."""
+"""The scripts on what a step costs run, at tiny sizes; what they measure there means nothing."""
 
 import sys
+
+import keras
+import pytest
 
 
 def run(monkeypatch, script, *arguments):
@@ -20,3 +23,17 @@ def test_muons_step_stands_beside_adamws(benchmarks, monkeypatch, capsys):
     rows = {line.split("|")[1].strip(): line for line in printed.splitlines() if "(" in line}
     assert {"AdamW", "Muon", "Keras's Muon"} < set(rows)
     assert rows["AdamW"].count("1.00 (1.00 to 1.00)") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("part", ["forward", "gradients", "step"])
+def test_parts_of_a_step_have_a_peak_of_memory(benchmarks, monkeypatch, capsys, part):
+    if keras.config.backend() != "tensorflow":
+        pytest.skip("measures TensorFlow")
+    import step_memory
+
+    run(monkeypatch, step_memory, "--preset", "gpt_nano", "--worker", part, 1)
+
+    megabytes, unit = capsys.readouterr().out.split()
+    assert unit == "MB"
+    assert float(megabytes) >= 0

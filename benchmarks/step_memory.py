@@ -1,0 +1,95 @@
+"""Where the memory of a training step on TensorFlow goes: its parts, one after the other.
+
+    python benchmarks/step_memory.py
+    python benchmarks/step_memory.py --optimizer muon --batches 6 12
+
+The model is S (6 layers, width 384, context 256) in bfloat16. Shown is the peak of resident memory
+above that before the model was made: of the forward pass alone, of the loss, of the gradients, and
+of the whole step; for two sizes of batch, whose difference is what an example takes. Each row is a
+process of its own. Linux only.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
+
+PARTS = ("model", "forward", "loss", "gradients", "step")
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--preset", default="gpt_mini")
+    parser.add_argument("--batches", nargs="+", type=int, default=[4, 12])
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--dtype", default="mixed_bfloat16")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def status_mb(name):
+    """A line of the process's status: VmRSS is its resident memory, VmHWM the peak of that."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith(f"{name}:"))
+
+
+def work(arguments):
+    """Prints the peak of one part in a process that has done nothing else."""
+    import numpy as np
+    import tensorflow as tf
+
+    import kgpt
+
+    part, batch = arguments.worker
+    tf.matmul(tf.ones((256, 256)), tf.ones((256, 256)))  # threads and buffers of the library's own
+    before = status_mb("VmRSS")
+    body = kgpt.GPTBackbone.from_preset(
+        arguments.preset, load_weights=False, dropout=arguments.dropout, dtype=arguments.dtype
+    )
+    lm = kgpt.CausalLM(body)
+    adamw, muon = kgpt.recipes.pretraining_optimizer, kgpt.recipes.fast_optimizer
+    lm.compile((muon if arguments.optimizer == "muon" else adamw)(1000))
+    shape = int(batch), body.max_sequence_length + 1
+    tokens = np.random.default_rng(0).integers(0, body.vocabulary_size, shape).astype("int32")
+    x, y = tf.constant(tokens[:, :-1]), tf.constant(tokens[:, 1:])
+
+    def gradients():
+        with tf.GradientTape() as tape:
+            loss = lm.compute_loss(x=x, y=y)
+        found = tape.gradient(loss, [v.value for v in lm.trainable_variables])
+        return [tf.reduce_sum(tf.convert_to_tensor(one)) for one in found]
+
+    run = {
+        "model": lambda: None,
+        "forward": tf.function(lambda: tf.reduce_sum(body(x, training=True))),
+        "loss": tf.function(lambda: lm.compute_loss(x=x, y=y)),
+        "gradients": tf.function(gradients),
+        "step": lambda: lm.train_on_batch(x, y),
+    }[part]
+    for _ in range(3):
+        run()
+    print(f"{status_mb('VmHWM') - before:.0f} MB")
+
+
+def main():
+    arguments = parse_arguments()
+    if arguments.worker:
+        work(arguments)
+        return
+    print("| part | " + " | ".join(f"batch {n}, MB" for n in arguments.batches) + " |")
+    print("|---" * (1 + len(arguments.batches)) + "|")
+    for part in arguments.parts:
+        cells = []
+        for batch in arguments.batches:
+            command = [sys.executable, __file__, *sys.argv[1:], "--worker", part, str(batch)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            cells.append(done.stdout.split()[-2])
+        print(f"| {part} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
