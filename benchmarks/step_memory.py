@@ -3,10 +3,11 @@
     python benchmarks/step_memory.py
     python benchmarks/step_memory.py --optimizer muon --batches 6 12
 
-The model is S (6 layers, width 384, context 256) in bfloat16. Shown is the peak of resident memory
-above that before the model was made: of the forward pass alone, of the loss, of the gradients, and
-of the whole step; for two sizes of batch, whose difference is what an example takes. Each row is a
-process of its own. Linux only.
+The model is S (6 layers, width 384, context 256) in bfloat16. Shown is what the imports take, and
+the peak of resident memory above that: of the forward pass alone, of the loss, of the gradients,
+and of the whole step; for two sizes of batch, whose difference is what an example takes. The last
+rows are transformers' GPT-2 of the same sizes on PyTorch. Each figure is of a process of its own.
+Linux only.
 """
 
 import argparse
@@ -14,19 +15,23 @@ import os
 import subprocess
 import sys
 
+from run import SIZES
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no remarks of TensorFlow's on the machine
 
-PARTS = ("model", "forward", "loss", "gradients", "step")
+PARTS = ("imports", "model", "forward", "loss", "gradients", "step")
+PEER = ("peer's imports", "peer's step")
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--preset", default="gpt_mini")
+    parser.add_argument("--size", choices=SIZES, default="S")
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 12])
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--dtype", default="mixed_bfloat16")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    choices = [*PARTS, *PEER]
+    parser.add_argument("--parts", nargs="+", choices=choices, default=choices)
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -39,21 +44,35 @@ def status_mb(name):
 
 def work(arguments):
     """Prints the peak of one part in a process that has done nothing else."""
+    part, batch = arguments.worker
+    megabytes = (peer_peak if part in PEER else peak)(part, int(batch), arguments)
+    print(f"{megabytes:.0f} MB")
+
+
+def peak(part, batch, arguments):
     import numpy as np
     import tensorflow as tf
 
     import kgpt
 
-    part, batch = arguments.worker
     tf.matmul(tf.ones((256, 256)), tf.ones((256, 256)))  # threads and buffers of the library's own
     before = status_mb("VmRSS")
-    body = kgpt.GPTBackbone.from_preset(
-        arguments.preset, load_weights=False, dropout=arguments.dropout, dtype=arguments.dtype
+    if part == "imports":
+        return before
+    size = SIZES[arguments.size]
+    body = kgpt.GPTBackbone(
+        size["vocabulary"],
+        size["layers"],
+        size["heads"],
+        size["width"],
+        max_sequence_length=size["context"],
+        dropout=arguments.dropout,
+        dtype=arguments.dtype,
     )
     lm = kgpt.CausalLM(body)
     adamw, muon = kgpt.recipes.pretraining_optimizer, kgpt.recipes.fast_optimizer
     lm.compile((muon if arguments.optimizer == "muon" else adamw)(1000))
-    shape = int(batch), body.max_sequence_length + 1
+    shape = batch, body.max_sequence_length + 1
     tokens = np.random.default_rng(0).integers(0, body.vocabulary_size, shape).astype("int32")
     x, y = tf.constant(tokens[:, :-1]), tf.constant(tokens[:, 1:])
 
@@ -72,7 +91,26 @@ def work(arguments):
     }[part]
     for _ in range(3):
         run()
-    print(f"{status_mb('VmHWM') - before:.0f} MB")
+    return status_mb("VmHWM") - before
+
+
+def peer_peak(part, batch, arguments):
+    import torch
+    from workers import transformers_trainer
+
+    spec = {
+        "implementation": "transformers",
+        "size": SIZES[arguments.size] | {"batch": batch},
+        "dtype": "float32" if arguments.dtype == "float32" else "bfloat16",
+        "dropout": arguments.dropout,
+    }
+    torch.ones((256, 256)) @ torch.ones((256, 256))
+    before = status_mb("VmRSS")
+    if part == "peer's imports":
+        return before
+    run, _ = transformers_trainer(spec)
+    run(3)
+    return status_mb("VmHWM") - before
 
 
 def main():

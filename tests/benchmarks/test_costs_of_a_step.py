@@ -26,13 +26,13 @@ def test_muons_step_stands_beside_adamws(benchmarks, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("part", ["forward", "gradients", "step"])
+@pytest.mark.parametrize("part", ["imports", "gradients", "step", "peer's step"])
 def test_parts_of_a_step_have_a_peak_of_memory(benchmarks, monkeypatch, capsys, part):
     if keras.config.backend() != "tensorflow":
         pytest.skip("measures TensorFlow")
     import step_memory
 
-    run(monkeypatch, step_memory, "--preset", "gpt_nano", "--worker", part, 1)
+    run(monkeypatch, step_memory, "--size", "tiny", "--worker", part, 1)
 
     megabytes, unit = capsys.readouterr().out.split()
     assert unit == "MB"
