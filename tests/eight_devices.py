@@ -3,11 +3,16 @@
 A process of its own, `python tests/eight_devices.py`: devices are divided before JAX starts.
 """
 
+import importlib.util
 import json
 import math
 import os
 import re
+import sys
+import tempfile
 import warnings
+from pathlib import Path
+from unittest import mock
 
 from xla_flags import XLA_FLAGS
 
@@ -181,6 +186,51 @@ def run_uneven(style):
     return found
 
 
+def fit_resumable(style, folder, epochs, seed=0, **options):
+    """The losses of the epochs of a run that goes on from a checkpoint, if there is one."""
+    keras.distribution.set_distribution(distribution(style, SIZES))
+    model = make("language model", SIZES)
+    rows = kgpt.data.windows(folder.parent / "tokens.npy", LENGTH, ROWS, seed=seed)
+    checkpoint = kgpt.callbacks.ResumableCheckpoint(folder, **options)
+    return model.fit(rows, epochs=epochs, callbacks=[checkpoint], verbose=0).history["loss"]
+
+
+def run_resumed(folder):
+    """A run that each style goes on with for an epoch, and what its first checkpoint holds."""
+    np.save(folder / "tokens.npy", (np.arange(3 * ROWS * LENGTH + 1) * 7 % 50).astype("uint16"))
+    found = {"whole": fit_resumable(None, folder / "whole", 5)}
+    found["imports Orbax"] = "orbax" in sys.modules
+    with mock.patch.dict(sys.modules, {"orbax": None, "orbax.checkpoint": None}):
+        try:
+            fit_resumable("fsdp", folder / "without", 1)
+        except ImportError as error:
+            found["without Orbax"] = str(error)
+    if importlib.util.find_spec("orbax") is None:
+        return found
+    fit_resumable("tensor_fsdp", folder / "cut", 1)
+    [checkpoint] = (folder / "cut").glob("checkpoint-*")
+    described = json.loads((checkpoint / "variables/array_metadatas/process_0").read_text())
+    found["chunks"] = {
+        one["array_metadata"]["param_name"]: one["array_metadata"]["chunk_shape"]
+        for one in described["array_metadatas"]
+    }
+    model = make("language model", SIZES)
+    found["shards"] = {
+        f"model/{number:05d}": v.value.sharding.shard_shape(v.shape)
+        for number, v in enumerate(model.variables)
+        if not v.value.is_fully_replicated
+    }
+    for epochs, style in ((2, "fsdp"), (3, None), (4, "tensor"), (5, "data")):
+        found["resumed"] = fit_resumable(style, folder / "cut", epochs)
+    try:
+        fit_resumable("fsdp", folder / "cut", 1, seed=1)
+    except ValueError as error:
+        found["another run"] = str(error)
+    fit_resumable("fsdp", folder / "cut", 1, seed=1, on_mismatch="restart")
+    found["restarted"] = sorted(path.name for path in (folder / "cut").glob("checkpoint-*"))
+    return found
+
+
 def texts_of(function):
     """The texts of a function that Keras has made around a compiled step."""
     cells = [cell.cell_contents for cell in function.__closure__]
@@ -202,6 +252,8 @@ def main():
         results[f"LoRA, {style}"] = run("language model", style, 10, lora=True)
     trainer.jit = jit
     results["uneven"] = [run_uneven(style) for style in (None, "fsdp")]
+    with tempfile.TemporaryDirectory() as folder:
+        results["checkpoints"] = run_resumed(Path(folder))
     print(json.dumps(results))
 
 

@@ -1,5 +1,6 @@
 """Training on eight simulated devices of the JAX backend equals training on one, in each style."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ if keras.backend.backend() != "jax":
 from eight_devices import LENGTH, MESHES, ROWS, SIZES, VOCABULARY
 
 TESTS = Path(__file__).parent
+PYTHONPATH = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
 # Into how many parts matrices are divided, and that of a head, which no axis of the model divides.
 PARTS = {"data": (1, 1), "fsdp": (8, 8), "tensor": (4, 1), "tensor_fsdp": (8, 2)}
 KINDS = ["language model", "classifier"]
@@ -24,7 +26,7 @@ KINDS = ["language model", "classifier"]
 def results():
     done = subprocess.run(
         [sys.executable, TESTS / "eight_devices.py"],
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         check=False,
@@ -126,6 +128,36 @@ def test_batches_that_devices_do_not_divide_count_as_on_one_device(results):
     for name in one:
         found, expected = (keras.tree.flatten(figures[name]) for figures in (eight, one))
         assert found == pytest.approx(expected, abs=1e-4, rel=1e-4), name
+
+
+def test_without_orbax_divided_weights_are_refused_when_training_begins(results):
+    found = results["checkpoints"]
+
+    assert "pip install orbax-checkpoint" in found["without Orbax"]
+    assert not found["imports Orbax"]  # one device needs none
+
+
+@pytest.fixture(scope="module")
+def checkpoints(results):
+    if importlib.util.find_spec("orbax") is None:
+        pytest.skip("divided weights are saved with Orbax: orbax-checkpoint")
+    return results["checkpoints"]
+
+
+def test_any_style_goes_on_from_the_checkpoints_of_any_other(checkpoints):
+    assert checkpoints["resumed"] == pytest.approx(checkpoints["whole"], abs=1e-4)
+
+
+def test_another_run_is_refused_and_replaced_where_that_is_chosen(checkpoints):
+    assert "data.seed: 0 in the checkpoint, 1 now" in checkpoints["another run"]
+    assert checkpoints["restarted"] == ["checkpoint-00000006"]
+
+
+def test_the_chunks_of_a_checkpoint_are_the_shards(checkpoints):
+    shards = checkpoints["shards"]
+
+    assert {name: checkpoints["chunks"][name] for name in shards} == shards
+    assert [VOCABULARY // 4, SIZES["hidden_dim"] // 2] in shards.values()
 
 
 def is_logits(shape):

@@ -1,7 +1,8 @@
 """One of two processes, of two simulated devices each, that train one model.
 
 `python tests/two_processes.py NUMBER ADDRESS FOLDER [KILLED_AT]`: prints the losses as JSON. With
-`KILLED_AT`, process 1 kills itself after so many steps.
+`KILLED_AT`, process 1 kills itself after so many steps. The model goes on from FOLDER/run, and one
+that is divided otherwise from FOLDER/alone, if that is there.
 """
 
 import json
@@ -16,12 +17,12 @@ if __name__ == "__main__":  # and not where a test imports the sizes
     os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} --xla_force_host_platform_device_count=2"
 
 import keras
+import numpy as np
 
 import kgpt
-from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 
 BATCH = 8  # of all processes together
-SIZES = {"vocabulary_size": 24, "num_layers": 1, "num_heads": 4, "hidden_dim": 16}
+SIZES = {"vocabulary_size": 24, "num_layers": 1, "num_heads": 4, "hidden_dim": 64}
 SIZES["max_sequence_length"] = 8
 
 
@@ -53,16 +54,24 @@ def train(folder, batch_size, callbacks=(), killed_at=None):
     return lm, steps.losses, list(ran)
 
 
-def count_arrays(found):
-    """Takes down how many of the run's variables this process has in memory when it saves."""
-    save = CheckpointFolder.begin_to_save
+def count_gathered(found):
+    """Takes down the size of the largest array that the processes gather."""
+    from jax.experimental import multihost_utils
 
-    def counted(folder, progress, arrays):
-        names = [name for name in arrays if name.startswith(("model/", "optimizer/"))]
-        found["kept"], found["all"] = len(names), sum(map(len, progress["variables"].values()))
-        return save(folder, progress, arrays)
+    gather, found["gathered"] = multihost_utils.process_allgather, 0
 
-    CheckpointFolder.begin_to_save = counted
+    def counted(array, **options):
+        found["gathered"] = max(found["gathered"], np.size(array))
+        return gather(array, **options)
+
+    multihost_utils.process_allgather = counted
+
+
+def share_in_memory(model):
+    """The share of the bytes of model and optimizer that this process has."""
+    values = [variable.value for variable in [*model.variables, *model.optimizer.variables]]
+    own = sum(s.data.nbytes for v in values for s in v.addressable_shards if s.replica_id == 0)
+    return own / sum(value.nbytes for value in values)
 
 
 def distribution(style, *shape):
@@ -74,17 +83,19 @@ def distribution(style, *shape):
 def main(number, address, folder, killed_at=None):
     keras.distribution.initialize(address, 2, int(number))
     found = {}
-    count_arrays(found)
+    count_gathered(found)
     with distribution("tensor_fsdp", 2, 2).scope():
         checkpoint = kgpt.callbacks.ResumableCheckpoint(f"{folder}/run", save_freq=2)
         killed_at = int(killed_at) if killed_at and number == "1" else None
         lm, found["tensor_fsdp"], found["ran"] = train(folder, BATCH // 2, [checkpoint], killed_at)
+        found["share"] = share_in_memory(lm)
         try:
             lm.save(f"{folder}/lm.keras")
         except RuntimeError as error:
             found["save"] = str(error)
     with distribution("tensor", 1, 4).scope():  # no process has a whole model, and both read alike
-        found["tensor"] = train(folder, BATCH)[1]
+        checkpoint = kgpt.callbacks.ResumableCheckpoint(f"{folder}/alone")
+        _, found["tensor"], found["ran after one"] = train(folder, BATCH, [checkpoint])
     print(json.dumps(found))
 
 

@@ -1,6 +1,7 @@
 """The folder of a run's checkpoints: written whole, checked when read, the older ones removed."""
 
 import concurrent.futures
+import contextlib
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from kgpt.distribution import process
+from kgpt.callbacks import divided
 from kgpt.files import (
     MANIFEST,
     DamagedError,
@@ -24,11 +25,11 @@ from kgpt.files import (
     folder_written_whole,
     make_folder,
 )
-from kgpt.kernels.platform import in_first_process
+from kgpt.kernels.platform import in_each_process, in_first_process, of_first_process
 
-FORMAT = 2
+FORMAT, _FORMAT_OF_DIVIDED = 2, 3
 _NAME = re.compile(r"checkpoint-\d{8,}")
-_STATE, _WEIGHTS_OF_FIRST_FORMAT = "state.npz", "state.weights.h5"
+_STATE, _WEIGHTS_OF_FIRST_FORMAT, _DIVIDED = "state.npz", "state.weights.h5", "variables"
 _MORE_THAN_ARRAYS = 2**20  # bytes of a checkpoint besides the arrays, amply
 _held = {}  # the locks of this process: {folder: (lock, the thread that may have left it)}
 _writing = {}  # {folder: the last save in a thread of its own}
@@ -43,12 +44,14 @@ class Checkpoint:
         progress: dict. What `progress.json` holds.
         arrays: `{name: array}`, read from the file when asked for; None in the first format.
         weights: the path of the weights file of the first format, or None.
+        divided: the folder of variables that each process wrote its own part of, or None.
     """
 
     path: Path
     progress: dict
     arrays: Mapping | None = None
     weights: Path | None = None
+    divided: Path | None = None
 
 
 class _Arrays(Mapping):
@@ -77,7 +80,8 @@ class CheckpointFolder:
     """Folders `checkpoint-00000012` in a folder, each of which is whole or not there.
 
     The files of one are `state.npz`, numpy's format, `progress.json` and a manifest with the hashes
-    of both. Other names in the folder are left alone.
+    of both. Variables that are divided among devices are in a folder of Orbax, `variables/`, whose
+    files are in the manifest too. Other names in the folder are left alone.
 
     Args:
         path: the folder.
@@ -139,37 +143,45 @@ class CheckpointFolder:
             "delete the folder, or take another one."
         )
 
+    def newest_for_all(self) -> Checkpoint | None:
+        """Returns in all processes what `newest` finds in the first one, which alone compares."""
+        found = in_first_process(self.newest)
+        name = of_first_process(found.path.name if found else "")
+        return found or (_read(self.path / name, compares=False) if name else None)
+
     def give_up(self):
         """Lets the next checkpoint replace all that there are."""
         self._useless.update(self._checkpoints())
 
-    def save(self, progress: dict, arrays: dict[str, np.ndarray]) -> Path:
+    def save(self, progress: dict, arrays: dict, values: dict | None = None) -> Path:
         """Writes the next checkpoint, and removes those that are too many; returns its path.
 
-        Of several processes the first one writes.
+        Args:
+            progress: JSON-serializable dict.
+            arrays: `{name: array}` of numpy, which the first process writes.
+            values: optional `{name: array}` of JAX, of which each process writes its own part.
 
         Raises:
             OSError: one line, if it can't be written. The earlier ones stay.
         """
-        in_first_process(self._write, json.dumps({"format": FORMAT, **progress}), arrays)
-        return self._checkpoints()[-1]
+        return self._write(_text(progress, values), arrays, values)
 
-    def begin_to_save(self, progress: dict, arrays: dict[str, np.ndarray]):
+    def begin_to_save(self, progress: dict, arrays: dict, values: dict | None = None):
         """Writes the next checkpoint in a thread of its own, as `save`; one at a time.
 
-        Several processes, which wait for each other, write before this returns.
+        With `values`, the checkpoint is written before this returns.
 
         Returns:
             A `concurrent.futures.Future` of the path. The arrays must not change until it is done.
         """
-        if process()[1] > 1:
+        if values is not None:
             writing = concurrent.futures.Future()
             try:
-                writing.set_result(self.save(progress, arrays))
+                writing.set_result(self.save(progress, arrays, values))
             except OSError as error:
                 writing.set_exception(error)
             return writing
-        text = json.dumps({"format": FORMAT, **progress})  # now: parts of it change in training
+        text = _text(progress, values)  # now: parts of it change in training
         executor = concurrent.futures.ThreadPoolExecutor(1, "kgpt-checkpoint")
         writing = executor.submit(self._write, text, arrays)
         executor.shutdown(wait=False)  # its thread ends with what it has to do
@@ -180,25 +192,41 @@ class CheckpointFolder:
         """Waits for a save that `begin_to_save` has begun, of an earlier fit too."""
         concurrent.futures.wait(filter(None, [_writing.pop(os.path.realpath(self.path), None)]))
 
-    def _write(self, progress, arrays):
+    def _write(self, text, arrays, values=None):
+        size = sum(array.nbytes for array in [*arrays.values(), *(values or {}).values()])
+        with contextlib.ExitStack() as stack:  # in the first process, what is written whole
+            unfinished = in_first_process(self._begin, stack, size + _MORE_THAN_ARRAYS)
+            name = of_first_process(unfinished.name if unfinished else "")
+            if values is not None:
+                in_each_process(divided.write, self.path / name / _DIVIDED, values)
+            in_first_process(self._end, stack, unfinished, text, arrays, values)
+        return self.path / name.partition(".")[0]
+
+    def _begin(self, stack, size):
+        """Makes the folder of the next checkpoint, under the name of an unfinished one."""
         if not self.path.is_dir():
             raise FileNotFoundError(
                 errno.ENOENT, f"Can't write a checkpoint: the folder {self.path} is gone."
             )
-        size = sum(array.nbytes for array in arrays.values()) + _MORE_THAN_ARRAYS
         check_free_space(self.path, size)
         earlier = self._checkpoints()
         number = 1 + (int(earlier[-1].name.partition("-")[2]) if earlier else 0)
         new = self.path / f"checkpoint-{number:08d}"
-        with folder_written_whole(new) as unfinished:
-            np.savez(unfinished / _STATE, allow_pickle=False, **arrays)
-            (unfinished / "progress.json").write_text(progress, encoding="utf-8")
+        return stack.enter_context(folder_written_whole(new))
+
+    def _end(self, stack, unfinished, text, arrays, values):
+        """Writes what the first process writes, and removes the checkpoints that are too many."""
+        earlier = self._checkpoints()
+        if values is not None:
+            divided.finish(unfinished / _DIVIDED)
+        np.savez(unfinished / _STATE, allow_pickle=False, **arrays)
+        (unfinished / "progress.json").write_text(text, encoding="utf-8")
+        stack.close()
         whole = [path for path in earlier if path not in self._useless]
         kept = whole[len(whole) + 1 - self.keep :]
         for path in earlier:
             if path not in kept:
                 _remove(path)
-        return new
 
     def _checkpoints(self):
         """Returns the folders of all checkpoints, the newest last."""
@@ -220,23 +248,36 @@ class CheckpointFolder:
         _held[name] = lock, thread
 
 
-def _read(path) -> Checkpoint:
-    """Returns a checkpoint; raises DamagedError for one that is not whole."""
+def _text(progress, values):
+    number = FORMAT if values is None else _FORMAT_OF_DIVIDED
+    return json.dumps({"format": number, **progress})
+
+
+def _read(path, compares: bool = True) -> Checkpoint:
+    """Returns a checkpoint; raises DamagedError for one that is not whole.
+
+    Args:
+        path: its folder.
+        compares: bool. Whether all files are read and compared with the hashes.
+    """
     try:
-        check_manifest(path)
+        if compares:
+            check_manifest(path)
         progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
         of_first_format = "format" not in progress
-        if not of_first_format and progress["format"] > FORMAT:
+        if not of_first_format and progress["format"] > _FORMAT_OF_DIVIDED:
             raise RuntimeError(
                 f"{path} was written by a later version of kgpt (format {progress['format']}; this "
-                f"one reads up to {FORMAT}). Install that version."
+                f"one reads up to {_FORMAT_OF_DIVIDED}). Install that version."
             )
         if of_first_format:
             weights = path / _WEIGHTS_OF_FIRST_FORMAT
             weights.stat()
             return Checkpoint(path, progress, weights=weights)
         (path / MANIFEST).stat()
-        return Checkpoint(path, progress, _Arrays(path / _STATE))
+        is_divided = progress["format"] == _FORMAT_OF_DIVIDED
+        folder = path / _DIVIDED if is_divided else None
+        return Checkpoint(path, progress, _Arrays(path / _STATE), divided=folder)
     except FileNotFoundError as error:
         raise DamagedError(f"{error.filename} is missing.") from None
     except OSError as error:

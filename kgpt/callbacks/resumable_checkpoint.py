@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kgpt.arguments import checked, is_int
-from kgpt.callbacks import callback_states, random_states, run_identity, variables
+from kgpt.callbacks import callback_states, divided, random_states, run_identity, variables
 from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 from kgpt.callbacks.epochs import Place
 from kgpt.callbacks.run_history import CALLBACKS, arrays_of_callbacks
@@ -42,9 +42,9 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     error says so. One run at a time trains with a folder.
 
     Several processes of one run (`keras.distribution.initialize`) share a folder on a disk that all
-    of them reach. The first one gathers what is divided among them, and writes: its host must have
-    memory for all variables, the others for one at a time. Any number of processes goes on from it,
-    one too.
+    of them reach. Each writes its own part of the variables with Orbax, and reads its own; so are
+    weights saved that are divided among devices. Training waits for it. Any number of processes and
+    devices goes on from it, one too.
 
     A checkpoint of another run is refused, with what is different: model, data, optimizer. Of what
     may change, such as validation data, a new learning rate counts.
@@ -74,6 +74,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         ValueError: for arguments out of range, and, when training begins, for steps without such
             data, a checkpoint of another run, and if all checkpoints are damaged.
         RuntimeError: when training begins, if another process or fit trains with the folder.
+        ImportError: when training begins, if Orbax is needed and not installed.
         OSError: if the folder can't be written to, in one line that names it.
         FloatingPointError: for what is not finite.
 
@@ -125,6 +126,9 @@ class ResumableCheckpoint(keras.callbacks.Callback):
     def _open(self, model):
         """Takes the folder, and finds the checkpoint that the fit goes on from."""
         self._fit = getattr(model, "running_fit", None)  # None of models that are not kgpt's
+        self._is_divided = divided.is_divided(model)
+        if self._is_divided:
+            divided.orbax()
         self._checkpoints.open(is_closed_in_the_end=self._fit is not None)
         self._is_open = True
         self._others = [c for c in self._fit.callbacks if c is not self] if self._fit else []
@@ -135,7 +139,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             data = x if y is None and sample_weight is None else self._fit.data
             settings = self._fit.settings
         self._identity = run_identity.identity(model, data, settings)
-        self._checkpoint = self._checkpoints.newest()
+        self._checkpoint = self._checkpoints.newest_for_all()
         if self._checkpoint is not None and not self._is_of_this_run(self._checkpoint):
             self._checkpoint = None
         if self._checkpoint is not None:
@@ -213,7 +217,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         # The validation of a fit uses the same metrics.
-        arrays, *_ = variables.to_arrays(self.model, ("metrics",))
+        arrays, *_ = variables.to_arrays(self.model, ("metrics",), self._is_divided)
         self._metrics = {name: array.copy() for name, array in arrays.items()}
 
     def on_test_batch_end(self, batch, logs=None):
@@ -283,9 +287,8 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
         if checkpoint.arrays is None:
             model.load_weights(checkpoint.weights)
-            return
-        listed = checkpoint.progress["variables"]
-        variables.set_variables(model, listed, checkpoint.arrays, ("model", "optimizer"))
+        else:
+            variables.set_variables(model, checkpoint, ("model", "optimizer"))
 
     def _random_states_of(self, checkpoint):
         if checkpoint.arrays is not None:
@@ -295,24 +298,22 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     def _set_metrics(self, checkpoint):
         """Lets the figures of an epoch go on from a checkpoint's, unless others are reported."""
-        if checkpoint.arrays is None:
-            return
-        model, listed = self.model, checkpoint.progress["variables"]
-        if variables.fits(model, listed, checkpoint.arrays, "metrics"):
-            variables.set_variables(model, listed, checkpoint.arrays, ("metrics",))
+        is_known = checkpoint.arrays is not None  # not in the first format
+        if is_known and variables.fits(self.model, checkpoint, "metrics"):
+            variables.set_variables(self.model, checkpoint, ("metrics",))
 
     # === Saving ===
 
     def _save(self):
         """Begins to save the run, when the save before it has ended."""
         self._end_save()
-        arrays, listed, wrong = variables.to_arrays(self.model)
+        values, listed, wrong = variables.to_arrays(self.model, is_divided=self._is_divided)
         if wrong is not None:
             self._meet_nan(f"{wrong} is not finite")
-            arrays, listed, _ = variables.to_arrays(self.model)
+            values, listed, _ = variables.to_arrays(self.model, is_divided=self._is_divided)
+        values |= self._metrics or {}
         callbacks, of_callbacks = self._states.get()
-        arrays |= self._metrics or {}
-        arrays |= random_states.random_states()
+        arrays = random_states.random_states()
         arrays |= {CALLBACKS + name: array for name, array in of_callbacks.items()}
         progress = {
             **self._place.get_state(),
@@ -323,9 +324,10 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             "callbacks": callbacks,
             "variables": listed,
         }
-        if process()[1] == 1:  # several write before training goes on
-            arrays = {name: np.array(array) for name, array in arrays.items()}
-        self._writing = self._checkpoints.begin_to_save(progress, arrays)
+        if not self._is_divided:  # what is divided is written before training goes on
+            arrays = {name: np.array(array) for name, array in (values | arrays).items()}
+        values = values if self._is_divided else None
+        self._writing = self._checkpoints.begin_to_save(progress, arrays, values)
         self._saved_at = self._place.steps
 
     def _end_save(self) -> bool:
@@ -367,7 +369,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         model, place = self.model, self._place
         self._end_save()
         variables.bring_back(model)
-        checkpoint = self._checkpoints.newest() if self._good else None
+        checkpoint = self._checkpoints.newest_for_all() if self._good else None
         epoch = place.epoch + bool(place.executions)
         where = f"{what} after {place.steps} steps, in epoch {epoch}."
         if self.on_nan == "stop" or checkpoint is None or self._skips == self.max_skips:

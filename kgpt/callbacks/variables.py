@@ -1,11 +1,11 @@
-"""The variables of a training run as numpy arrays, and back: all of them, exactly as they are."""
+"""The variables of a training run as arrays, and back: all of them, exactly as they are."""
 
 import keras
 import ml_dtypes  # comes with Keras
 import numpy as np
 
-from kgpt.distribution import process
-from kgpt.kernels.platform import to_numpy
+from kgpt.callbacks import divided
+from kgpt.kernels.platform import least_of_processes
 
 _IN_16_BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -29,55 +29,79 @@ def bring_back(model):
         model.jax_state_sync()
 
 
-def to_arrays(model, parts=("model", "optimizer", "metrics")) -> tuple[dict, dict, str | None]:
-    """Returns the variables as arrays, of several processes in the first one alone.
+def to_arrays(
+    model, parts=("model", "optimizer", "metrics"), is_divided: bool = False
+) -> tuple[dict, dict, str | None]:
+    """Returns the variables as arrays.
 
-    Those that are divided among processes are gathered one by one; the others keep none of them.
+    Args:
+        model: the model.
+        parts: names of the parts to return.
+        is_divided: bool. Whether the arrays are those of JAX, which stay divided among processes
+            and devices as they are, and not numpy's.
 
     Returns:
-        `{"model/00000": array, ...}`; the paths and dtypes, JSON-serializable; and the path of the
-        first of the model's or optimizer's arrays with a NaN or infinity, or None.
+        `{"model/00000": array, ...}`; the paths, dtypes and shapes, JSON-serializable; and the path
+        of the first of the model's or optimizer's arrays with a NaN or infinity, or None.
     """
     bring_back(model)
-    arrays, listed, wrong = {}, {}, None
+    arrays, listed, names, wrong = {}, {}, [], []
     for part in parts:
         own = variables(model)[part]
-        listed[part] = [(v.path, keras.backend.standardize_dtype(v.dtype)) for v in own]
-        for number, (variable, (path, dtype)) in enumerate(zip(own, listed[part], strict=True)):
-            array = _to_array(variable)
-            if wrong is None and part != "metrics" and not _is_finite(_as_written(array, dtype)):
-                wrong = path
-            if process()[0] == 0:
-                arrays[_key(part, number)] = array
-    return arrays, listed, wrong
+        listed[part] = [_described(variable) for variable in own]
+        for number, (variable, (path, dtype, _)) in enumerate(zip(own, listed[part], strict=True)):
+            array = divided.value_of(variable) if is_divided else _to_array(variable, dtype)
+            arrays[_key(part, number)] = array
+            names.append(path)
+            own_parts = divided.own_parts(array) if is_divided else [_as_written(array, dtype)]
+            if part != "metrics" and not all(map(_is_finite, own_parts)):
+                wrong.append(len(names) - 1)
+    first = min(wrong, default=len(names))
+    first = least_of_processes(first) if is_divided else first
+    return arrays, listed, names[first] if first < len(names) else None
 
 
-def fits(model, listed, arrays, part: str) -> bool:
+def _described(variable):
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    return variable.path, dtype, tuple(variable.shape)
+
+
+def fits(model, checkpoint, part: str) -> bool:
     """Returns whether the variables of a part have the shapes that those in a checkpoint have."""
-    shapes = [tuple(v.shape) for v in variables(model)[part]]
-    return shapes == [arrays[_key(part, number)].shape for number in range(len(listed[part]))]
+    return [tuple(v.shape) for v in variables(model)[part]] == _shapes(checkpoint, part)
 
 
-def set_variables(model, listed, arrays, parts):
-    """Sets the variables of some parts to what `to_arrays` returned.
+def _shapes(checkpoint, part):
+    return [
+        tuple(shape[0]) if shape else checkpoint.arrays[_key(part, number)].shape
+        for number, (_, _, *shape) in enumerate(checkpoint.progress["variables"][part])
+    ]
+
+
+def set_variables(model, checkpoint, parts):
+    """Sets the variables of some parts to those of a checkpoint.
 
     Raises:
         ValueError: if there are others, or of other shapes.
     """
     bring_back(model)
     for part in parts:
-        own = variables(model)[part]
-        if len(own) != len(listed[part]):
+        own, listed = variables(model)[part], checkpoint.progress["variables"][part]
+        if len(own) != len(listed):
             raise ValueError(
-                f"it has {len(listed[part])} variables of the {part}, and this one {len(own)}."
+                f"it has {len(listed)} variables of the {part}, and this one {len(own)}."
             )
-        for number, (variable, (path, dtype)) in enumerate(zip(own, listed[part], strict=True)):
-            array = arrays[_key(part, number)]
-            if tuple(variable.shape) != array.shape:
+        for variable, (path, *_), shape in zip(own, listed, _shapes(checkpoint, part), strict=True):
+            if tuple(variable.shape) != shape:
                 raise ValueError(
-                    f"{path} has shape {array.shape} there, and {tuple(variable.shape)} here."
+                    f"{path} has shape {shape} there, and {tuple(variable.shape)} here."
                 )
-            variable.assign(_as_written(array, dtype))
+        keyed = {_key(part, number): variable for number, variable in enumerate(own)}
+        arrays = checkpoint.arrays
+        if checkpoint.divided is not None:
+            arrays = divided.read(checkpoint.divided, keyed)
+        for (key, variable), (_, dtype, *_) in zip(keyed.items(), listed, strict=True):
+            variable.assign(_as_written(arrays[key], dtype))
 
 
 def keep_place_in_update(optimizer, batches_done: int):
@@ -104,6 +128,8 @@ def batches_of_update(optimizer) -> int:
 
 def _is_finite(array):
     # A NaN is least and greatest: no array of bools as large as the weights.
+    if array.dtype == ml_dtypes.bfloat16:
+        array = array.astype("float32")
     is_exact = array.dtype.kind != "f" or not array.size
     return is_exact or (np.isfinite(array.min()) and np.isfinite(array.max()))
 
@@ -112,14 +138,13 @@ def _key(part, number):
     return f"{part}/{number:05d}"
 
 
-def _to_array(variable):
-    array = to_numpy(variable)
-    dtype = _IN_16_BITS.get(keras.backend.standardize_dtype(variable.dtype))
+def _to_array(variable, dtype):
+    array = np.asarray(keras.ops.convert_to_numpy(variable))
     # numpy's files don't know bfloat16, and PyTorch gives it as float32.
-    return array if dtype is None else array.astype(dtype).view("uint16")
+    return array.astype(_IN_16_BITS[dtype]).view("uint16") if dtype in _IN_16_BITS else array
 
 
 def _as_written(array, dtype):
-    if dtype not in _IN_16_BITS:
+    if dtype not in _IN_16_BITS or not isinstance(array, np.ndarray):
         return array
     return array.view(_IN_16_BITS[dtype]).astype("float32")

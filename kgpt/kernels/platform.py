@@ -255,42 +255,60 @@ def is_in_parts(variable) -> bool:
     return not is_whole
 
 
-def to_numpy(variable) -> np.ndarray:
-    """Returns a variable's whole value; where processes hold parts, all of them must ask for it."""
-    if not is_in_parts(variable):
-        return np.asarray(ops.convert_to_numpy(variable))
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(variable.value, tiled=True))
-
-
-def in_first_process(action, *args):
-    """Calls an action in one process, while the others wait; returns its result there, else None.
+def in_each_process(action, *args):
+    """Calls an action in all processes; returns its result when it has ended in all of them.
 
     Raises:
-        Exception: what the action raises; in the other processes an OSError if it is one, and else
-            a RuntimeError.
+        Exception: what the action raises; where it has failed in another process alone, an OSError
+            if it is one there, and else a RuntimeError.
     """
-    number, count = process()
-    if count == 1:
+    if process()[1] == 1:
         return action(*args)
     from jax.experimental import multihost_utils
 
     error = result = None
-    if number == 0:
-        try:
-            result = action(*args)
-        except Exception as raised:
-            error = raised
+    try:
+        result = action(*args)
+    except Exception as raised:
+        error = raised
     failures = np.array([error is not None, isinstance(error, OSError)])
-    has_failed, is_of_system = multihost_utils.broadcast_one_to_all(failures)
+    failures = multihost_utils.process_allgather(failures)  # (processes, 2)
     if error is not None:
         raise error
-    if has_failed:
-        raise (OSError if is_of_system else RuntimeError)(
-            "The first process has failed: see there."
+    if failures[:, 0].any():
+        number = int(failures[:, 0].argmax())
+        raise (OSError if failures[number, 1] else RuntimeError)(
+            f"Process {number} has failed: see there."
         )
     return result
+
+
+def in_first_process(action, *args):
+    """Calls an action in the first process, while the others wait; returns its result there alone.
+
+    Raises:
+        Exception: as `in_each_process`.
+    """
+    return in_each_process(action if process()[0] == 0 else lambda *_: None, *args)
+
+
+def of_first_process(text: str) -> str:
+    """Returns the text, of up to 255 bytes, that the first process gives; all of them call it."""
+    if process()[1] == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    letters = np.frombuffer(text.encode().ljust(255, b"\0"), "uint8")
+    return bytes(multihost_utils.broadcast_one_to_all(letters)).rstrip(b"\0").decode()
+
+
+def least_of_processes(number: int) -> int:
+    """Returns the least of the numbers that the processes give; all of them call it."""
+    if process()[1] == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.array(number)).min())
 
 
 def num_torch_processes() -> int:

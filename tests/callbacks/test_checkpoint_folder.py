@@ -201,7 +201,7 @@ def test_nothing_begins_afresh_in_silence(two):
 
 
 def test_a_checkpoint_of_a_later_version_is_refused(two):
-    two.save({"number": 3, "format": 3}, {})
+    two.save({"number": 3, "format": 4}, {})
 
     with pytest.raises(RuntimeError, match="later version"):
         two.newest()
