@@ -136,8 +136,17 @@ def test_each_process_writes_its_own_part(results, folder):
 
 def test_no_process_gathers_or_holds_a_whole_model(results):
     for found in results:
-        assert found["gathered"] <= 2  # whether all went well
+        assert 0 < found["gathered"] <= 2  # whether all went well
         assert found["share"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_save_that_fails_in_one_process_fails_in_both(results, folder):
+    first, second = (found["failed"] for found in results)
+
+    assert first == "Process 1 has failed: see there."
+    assert "No space left" in second
+    left = sorted(path.name for path in (folder / "run").iterdir() if path.name != ".lock")
+    assert left == ["checkpoint-00000003", "checkpoint-00000004"]
 
 
 def test_save_says_what_to_use(results, folder):

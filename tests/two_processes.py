@@ -5,11 +5,14 @@
 that is divided otherwise from FOLDER/alone, if that is there.
 """
 
+import errno
 import json
 import os
 import signal
 import sys
 import warnings
+from pathlib import Path
+from unittest import mock
 
 from xla_flags import XLA_FLAGS
 
@@ -20,6 +23,8 @@ import keras
 import numpy as np
 
 import kgpt
+from kgpt.callbacks import divided
+from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 
 BATCH = 8  # of all processes together
 SIZES = {"vocabulary_size": 24, "num_layers": 1, "num_heads": 4, "hidden_dim": 64}
@@ -54,17 +59,29 @@ def train(folder, batch_size, callbacks=(), killed_at=None):
     return lm, steps.losses, list(ran)
 
 
-def count_gathered(found):
-    """Takes down the size of the largest array that the processes gather."""
-    from jax.experimental import multihost_utils
+class Watched(kgpt.callbacks.ResumableCheckpoint):
+    """Takes down the size of the largest array that the processes gather for a checkpoint."""
 
-    gather, found["gathered"] = multihost_utils.process_allgather, 0
+    gathered = 0
 
-    def counted(array, **options):
-        found["gathered"] = max(found["gathered"], np.size(array))
-        return gather(array, **options)
+    def _save(self):
+        with self._watched():
+            super()._save()
 
-    multihost_utils.process_allgather = counted
+    def _set_variables(self, checkpoint):
+        with self._watched():
+            super()._set_variables(checkpoint)
+
+    def _watched(self):
+        from jax.experimental import multihost_utils
+
+        gather = multihost_utils.process_allgather
+
+        def counted(array, **options):
+            self.gathered = max(self.gathered, np.size(array))
+            return gather(array, **options)
+
+        return mock.patch.object(multihost_utils, "process_allgather", counted)
 
 
 def share_in_memory(model):
@@ -72,6 +89,24 @@ def share_in_memory(model):
     values = [variable.value for variable in [*model.variables, *model.optimizer.variables]]
     own = sum(s.data.nbytes for v in values for s in v.addressable_shards if s.replica_id == 0)
     return own / sum(value.nbytes for value in values)
+
+
+def save_that_fails(folder, in_this_process):
+    """What a save says here that fails in one process."""
+    write = divided.write
+
+    def fail(*args):
+        write(*args)
+        if in_this_process:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    divided.write = fail
+    try:
+        CheckpointFolder(Path(folder, "run"), 2).save({}, {}, {"model/00000": np.zeros(3)})
+    except OSError as error:
+        return str(error)
+    finally:
+        divided.write = write
 
 
 def distribution(style, *shape):
@@ -83,12 +118,11 @@ def distribution(style, *shape):
 def main(number, address, folder, killed_at=None):
     keras.distribution.initialize(address, 2, int(number))
     found = {}
-    count_gathered(found)
     with distribution("tensor_fsdp", 2, 2).scope():
-        checkpoint = kgpt.callbacks.ResumableCheckpoint(f"{folder}/run", save_freq=2)
+        checkpoint = Watched(f"{folder}/run", save_freq=2)
         killed_at = int(killed_at) if killed_at and number == "1" else None
         lm, found["tensor_fsdp"], found["ran"] = train(folder, BATCH // 2, [checkpoint], killed_at)
-        found["share"] = share_in_memory(lm)
+        found["gathered"], found["share"] = checkpoint.gathered, share_in_memory(lm)
         try:
             lm.save(f"{folder}/lm.keras")
         except RuntimeError as error:
@@ -96,6 +130,7 @@ def main(number, address, folder, killed_at=None):
     with distribution("tensor", 1, 4).scope():  # no process has a whole model, and both read alike
         checkpoint = kgpt.callbacks.ResumableCheckpoint(f"{folder}/alone")
         _, found["tensor"], found["ran after one"] = train(folder, BATCH, [checkpoint])
+    found["failed"] = save_that_fails(folder, number == "1")
     print(json.dumps(found))
 
 
