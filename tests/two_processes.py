@@ -96,9 +96,9 @@ def save_that_fails(folder, in_this_process):
     write = divided.write
 
     def fail(*args):
-        write(*args)
         if in_this_process:
             raise OSError(errno.ENOSPC, "No space left on device")
+        write(*args)
 
     divided.write = fail
     try:
