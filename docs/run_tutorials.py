@@ -12,6 +12,7 @@ import base64
 import hashlib
 import io
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def run(name: str):
         command = [sys.executable, "-m", "sphinx", "-q", "-b", "dummy", "-c", DOCS, *options]
         subprocess.run([*command, source, Path(folder) / "build"], check=True)
         page = (source / "tutorials" / f"{name}.rst").read_text(encoding="utf-8")
-        page = with_pictures_inside(page, source)
+        page = with_pictures_inside(page, source).replace(f"{EXAMPLES}/", "")
     OUTPUTS.mkdir(exist_ok=True)
     path = OUTPUTS / f"{name}.rst"
     path.write_text(page_begins + page, encoding="utf-8")
@@ -86,5 +87,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(DOCS))
     from conf import TUTORIALS
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     for tutorial in sys.argv[1:] or [one for one in TUTORIALS if kept_page(one) is None]:
         run(tutorial)
