@@ -73,7 +73,8 @@ for prompt, completion in list(zip(prompts, completions, strict=True))[:5]:
 # a word begins with its space. So it is the completion that begins with one, and the prompt ends
 # without. The other way round, the model would learn to continue a prompt that nobody types.
 #
-# The vocabulary is small on purpose: most dates are new, so digits should be read one by one.
+# The vocabulary is small on purpose: most dates are new, so they should be read in pieces that many
+# dates share, ``196`` and ``9`` and not ``1969``.
 
 tokenizer = kgpt.Tokenizer.train([*prompts, *completions], vocabulary_size=320)
 for text in (prompts[0], completions[0]):
