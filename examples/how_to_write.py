@@ -30,7 +30,7 @@ SAMPLES = 20  # for each setting in the comparison
 RUN = Path("runs/how_to_write")
 
 if not MODEL.exists():
-    runpy.run_path(str(Path(__file__).with_name("pretrain_your_text.py")))
+    runpy.run_path(str(Path(kgpt.__file__).parents[1] / "examples/pretrain_your_text.py"))
 lm = keras.models.load_model(MODEL)
 tokenizer = lm.tokenizer
 RUN.mkdir(parents=True, exist_ok=True)
