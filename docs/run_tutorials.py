@@ -21,7 +21,7 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 EXAMPLES = DOCS.parent / "examples"
 OUTPUTS = DOCS / "outputs"
-MOST_COLOURS = 64  # of a picture: lines and letters need no more
+MOST_COLOURS = 128  # of a picture: lines, letters and a bar of shades need no more
 
 
 def first_line(name: str) -> str:
