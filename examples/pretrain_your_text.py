@@ -95,7 +95,7 @@ print(f"{tokens.num_tokens:,} tokens to train on, {tokens.num_validation_tokens:
 # Look at a batch before you make a model: most faults of training are faults of its data.
 #
 # A *window* is ``CONTEXT`` tokens cut from the stream, and its targets are the same tokens moved on
-# by one, so a window holds as many predictions as tokens. 128 tokens are about 400 characters here:
+# by one, so a window holds as many predictions as tokens. 128 tokens are about 450 characters here:
 # a paragraph. A longer context sees more and costs more.
 
 windows = {"sequence_length": CONTEXT, "batch_size": BATCH}
@@ -249,7 +249,7 @@ figure
 
 lm = keras.models.load_model(RUN / "lm.keras")
 for prompt in ('The "with" statement', "If the object is", "A class definition"):
-    print("---", lm.generate(prompt, max_new_tokens=60, top_p=0.9, temperature=0.8, seed=1), "\n")
+    print("---", lm.generate(prompt, max_new_tokens=60, top_p=0.9, temperature=0.6, seed=1), "\n")
 
 # %%
 # The words and the manner are the manual's, sense is not there: for that, a model must be larger
