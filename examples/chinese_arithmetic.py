@@ -262,7 +262,8 @@ for difference in sorted(set(differences), key=differences.count, reverse=True)[
 # 差一差二的最多：不是忘了进位，而是个位算得不够准。
 #
 # 它自己知道不知道？看它给正确答案的每个字的概率。``lm.score`` 给出的是对数，取指数就是概率。
-# 前两题答对了，每个字都接近 1；后两题答错了，概率分散开来，它是拿不准的。
+# 前两题答对了，每个字都接近 1。后两题答错了：有的是某个字的概率很小，它拿不准；
+# 有的每个字都不小，错在写完之后没有停下（「二十」写成了「二十一」）。
 
 wrong = [problem for problem, answer in zip(test, answers, strict=True) if answer != problem[1]]
 right = [problem for problem in test if problem not in wrong]
