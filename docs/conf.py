@@ -34,6 +34,7 @@ TUTORIALS = (
     "how_to_write",
     "classify",
     "regression_and_similarity",
+    "entailment_and_choice",
     "from_openais_weights",
     "your_own_parts",
     "prompt_and_completion",

@@ -33,6 +33,10 @@ TINY = {
     "how_to_write": {"LENGTH": 6, "SAMPLES": 2},
     "classify": {"EPOCHS": 1, "CLASSES": 3, "EXAMPLES": 60},
     "regression_and_similarity": {"EPOCHS": 1, "PAIR_EPOCHS": 1, "PAIRS": 40, "SIZE": ONE_BLOCK},
+    "entailment_and_choice": {
+        **{"STORIES": 200, "REPORTS": 40, "STEPS": 2, "CHOICE_EPOCHS": 1, "PAIRS": 32},
+        **{"PAIR_EPOCHS": 1, "HELD_OUT": 20, "SIZE": ONE_BLOCK},
+    },
     "from_openais_weights": {"STEPS": 2},
     "prompt_and_completion": {"EXAMPLES": 64, "EPOCHS": 1, "SIZE": ONE_BLOCK},
     "why_pretraining_pays": {
@@ -85,7 +89,7 @@ def test_a_tutorial_runs_from_top_to_bottom(name, folder, capsys):
     for constant, value in TINY.get(name, {}).items():
         code, count = re.subn(rf"^{constant} = .*", lambda _, v=value: "", code, flags=re.M)
         assert count == 1, f"{name} has no constant {constant}"
-    namespace = {"__name__": "__main__", "__file__": str(path), **TINY.get(name, {})}
+    namespace = {"__name__": "__main__", **TINY.get(name, {})}
 
     exec(compile(code, str(path), "exec"), namespace)
 
