@@ -89,7 +89,7 @@ class UnsureRegressor(kgpt.Head):
         return log_sigma + ops.square(y - mean) / (2 * ops.exp(2 * log_sigma))
 
 
-tokenizer = kgpt.Tokenizer.train(texts, vocabulary_size=400)
+tokenizer = kgpt.Tokenizer.train(texts, vocabulary_size=325)
 batches = {"tokenizer": tokenizer, "sequence_length": 16, "batch_size": 32}
 train = kgpt.data.regression(texts, targets, seed=0, **batches)
 backbone = kgpt.GPTBackbone(tokenizer.vocabulary_size, max_sequence_length=16, dropout=0.0, **SIZE)
@@ -240,6 +240,8 @@ for name, loss in (("own loss of the model", None), ("with the term", cross_entr
     print(f"{name}: loss {fit(lm, loss):.3f}, log Z {mean_log_z(lm):.2f}")
 
 # %%
+# The pull is a gentle one, for runs of many thousand steps; in so few ``log Z`` hardly moves.
+#
 # A loss of your own reads the full logits, ``(batch, length, vocabulary)``; the model's own is
 # computed in chunks, in which they never exist. For large vocabularies that is most of the memory.
 #
