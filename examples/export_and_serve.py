@@ -23,6 +23,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,7 +40,7 @@ REQUESTS = 8
 RUN = Path("runs/export_and_serve")
 
 if not MODEL.exists():
-    runpy.run_path(str(Path(__file__).with_name("pretrain_your_text.py")))
+    runpy.run_path(str(Path(kgpt.__file__).parents[1] / "examples/pretrain_your_text.py"))
 RUN.mkdir(parents=True, exist_ok=True)
 lm = keras.models.load_model(MODEL)
 
@@ -163,7 +164,8 @@ if converters is None:
 elif are_installed("onnx", "onnxruntime", *converters):
     import onnxruntime
 
-    lm.export(RUN / "lm.onnx", format="onnx")
+    with warnings.catch_warnings(action="ignore"):  # of Keras and tf2onnx, on shapes and NumPy
+        lm.export(RUN / "lm.onnx", format="onnx")
     session = onnxruntime.InferenceSession(RUN / "lm.onnx")
     token_ids = np.array([lm.tokenizer.encode(expected)], "int32")  # (batch, length)
     [logits] = session.run(["outputs"], {"token_ids": token_ids})  # (batch, length, vocabulary)
@@ -183,7 +185,9 @@ elif are_installed("onnx", "onnxruntime", *converters):
 if are_installed("ctranslate2", "transformers", "torch", "safetensors", "huggingface_hub"):
     import ctranslate2
     import tokenizers
+    import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     for folder in ("huggingface", "ctranslate2"):
         shutil.rmtree(RUN / folder, ignore_errors=True)
     kgpt.to_huggingface(lm, RUN / "huggingface")
