@@ -29,8 +29,7 @@ import kgpt
 STORIES = 4000  # to read, and then to choose ends for
 REPORTS = 6000  # to read
 STEPS = 500  # of pretraining; on a GPU 2000
-PAIRS = 4000  # for entailment
-PAIR_EPOCHS = 4
+PAIRS = 8000  # for entailment
 CHOICE_EPOCHS = 2
 HELD_OUT = 500  # examples of each task
 SIZE = {"num_layers": 3, "num_heads": 3, "hidden_dim": 96}  # on a GPU 6, 6 and 384
@@ -102,21 +101,16 @@ windows = kgpt.data.windows(
     end_of_text_id=tokenizer.end_of_text_id,
     repeat=True,
 )
-
-
-def fresh_body():
-    return kgpt.GPTBackbone(
-        tokenizer.vocabulary_size,
-        max_sequence_length=128,
-        dropout=0.0,
-        rotary_positions=True,
-        query_key_norm=True,
-        zero_init_residual=True,
-        **SIZE,
-    )
-
-
-lm = kgpt.CausalLM(fresh_body(), tokenizer=tokenizer)
+backbone = kgpt.GPTBackbone(
+    tokenizer.vocabulary_size,
+    max_sequence_length=128,
+    dropout=0.0,
+    rotary_positions=True,
+    query_key_norm=True,
+    zero_init_residual=True,
+    **SIZE,
+)
+lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
 lm.compile(kgpt.recipes.fast_optimizer(STEPS))
 history = lm.fit(windows, steps_per_epoch=STEPS, verbose=0)
 lm.save(RUN / "lm.keras")
@@ -147,9 +141,7 @@ def draw_pair(generator):
     label = generator.choice(CLASSES)
     if label == "not said":  # the premise leaves out the colour
         colour = None
-    elif label == "contradicts" and generator.random() < 0.5:  # the people change places
-        a, b = b, a
-    elif label == "contradicts":  # another colour
+    elif label == "contradicts":  # the premise has another colour
         colour = generator.choice([other for other in COLOURS if other != colour])
     return tell(other_way, a, b, colour, noun), hypothesis, label
 
@@ -172,7 +164,7 @@ print(collections.Counter(labels))
 # texts that have no order are read in both, as in ``examples/regression_and_similarity.py``.)
 
 batching = {"tokenizer": tokenizer, "sequence_length": 64, "class_names": CLASSES}
-train = kgpt.data.entailment(premises, hypotheses, labels, batch_size=16, seed=0, **batching)
+train = kgpt.data.entailment(premises, hypotheses, labels, batch_size=32, seed=0, **batching)
 valid = kgpt.data.entailment(
     test_premises, test_hypotheses, test_labels, batch_size=128, seed=None, **batching
 )
@@ -188,21 +180,20 @@ print(tokenizer.decode(row.tolist()), "->", CLASSES[targets[0]])
 # In a well-known data set of this kind two thirds of the labels could be guessed from the
 # hypothesis alone (Gururangan et al. 2018): people who were asked to contradict a sentence wrote
 # "not" and "nobody". Such a model has a fine score and has not learned what was meant. So one of
-# three models is not shown the premise; it should stay where a guess is. Another one begins with a
-# fresh body, and the third one with the body that has read.
+# two models is not shown the premise; it should stay where a guess is.
 #
-# To compare two texts is learned late. AdamW, with which one fine-tunes a large body, stays long
-# where the first two classes are not told apart at all; Muon leaves it sooner. The second loss, the
-# language model's, is off: it would cost a third of the time.
+# To compare two texts is learned late, and then all at once: for some time a model knows what is
+# not said, and takes the other two for each other. AdamW, with which one fine-tunes a large body,
+# stays long there; Muon leaves it sooner. The second loss, the language model's, is off: it would
+# cost a third of the time.
 
 
 def fine_tune(backbone, train, valid):
     classifier = kgpt.TextClassifier(
         backbone, class_names=CLASSES, tokenizer=tokenizer, lm_loss_weight=0.0
     )
-    steps = PAIR_EPOCHS * len(train)
-    classifier.compile(kgpt.recipes.fast_optimizer(steps, learning_rate=5e-3))
-    classifier.fit(train, epochs=PAIR_EPOCHS, verbose=0)
+    classifier.compile(kgpt.recipes.fast_optimizer(len(train), learning_rate=5e-3))
+    classifier.fit(train, verbose=0)
     return classifier, classifier.predict(valid, verbose=0)  # logits (examples, classes)
 
 
@@ -220,13 +211,12 @@ def show(results):
         print(f"{name:>32}: {score:6.1%} +- {error:.1%}")
 
 
-alone = {"batch_size": 16, **batching}
+alone = {"batch_size": 32, **batching}
 _, of_hypotheses = fine_tune(
     pretrained_body(),
     kgpt.data.entailment(["?"] * PAIRS, hypotheses, labels, seed=0, **alone),
     kgpt.data.entailment(["?"] * HELD_OUT, test_hypotheses, test_labels, seed=None, **alone),
 )
-_, of_fresh = fine_tune(fresh_body(), train, valid)
 classifier, logits = fine_tune(pretrained_body(), train, valid)
 classifier.save(RUN / "entailment.keras")
 show(
@@ -234,32 +224,37 @@ show(
         "a guess": 1 / 3,
         "the commonest class": np.bincount(right).max() / HELD_OUT,
         "the hypothesis alone": accuracy(of_hypotheses),
-        "a fresh body": accuracy(of_fresh),
-        "the body that has read": accuracy(logits),
+        "premise and hypothesis": accuracy(logits),
     }
 )
 
 # %%
-# Far above what the hypothesis alone gives, and not good. Which is taken for which? A row is the
-# right class, a column what the model said: what is not said it always sees, and the other two, for
-# which names and colours must be compared, it has only begun to tell apart. Most of what a single
-# score hides is in such a picture. What the reading is worth does not show in this time.
+# What the premise is worth is the distance between the last two lines. Which is taken for which? A
+# row is the right class, a column what the model said.
 
 figure = kgpt.plot.confusion_matrix(right, logits, CLASSES)
 figure.savefig(RUN / "confusion.png", dpi=120)
 figure
 
 # %%
-# And the mistakes that it was surest of, in words: the premise, and the hypothesis.
+# What has it learned? Pairs of which training had no like say more than the score: in other words,
+# of another thing, of another person, with the people in each other's place.
 
-probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
-said, surety = probabilities.argmax(axis=1), probabilities.max(axis=1)
-wrong = np.flatnonzero(said != right)
-for i in wrong[np.argsort(-surety[wrong])][:5]:
-    print(f"{test_premises[i]} / {test_hypotheses[i]}\n    {surety[i]:.0%} sure of "
-          f"{CLASSES[said[i]]!r}, is {CLASSES[right[i]]!r}")  # fmt: skip
+odd = [
+    ("Ella sold Leo a blue lamp.", "Leo bought a blue lamp from Ella."),
+    ("Ella sold Leo a blue lamp.", "Leo has a blue lamp."),
+    ("Ella sold Leo a blue lamp.", "Leo bought a blue drum from Ella."),
+    ("Ella sold Leo a blue lamp.", "Max bought a blue lamp from Ella."),
+    ("Ella sold Leo a blue lamp.", "Ella bought a blue lamp from Leo."),
+]
+for pair, shares in zip(odd, classifier.predict_text(odd, probabilities=True), strict=True):
+    print(f"{shares.max():4.0%} {CLASSES[shares.argmax()]:>12}: {pair[0]} / {pair[1]}")
 
 # %%
+# The colour is all that the pairs ask for, so the colour is all that it looks at: the people and
+# the thing could be any. What a data set does not ask for, a model does not learn, be its score as
+# good as it may. A handful of pairs of one's own for each thing that matters shows it.
+#
 # Multiple choice
 # ---------------
 #
@@ -338,16 +333,16 @@ for i in wrong[np.argsort(-surety[wrong])][:4]:
 # Use them
 # --------
 #
-# The files are whole, with tokenizer and names of classes. A pair is a tuple of two texts. Believe
-# the first model, after so short a training, no more than its matrix does.
+# The files are whole, with tokenizer and names of classes. A pair is a tuple of two texts.
 
 classifier = keras.models.load_model(RUN / "entailment.keras")
 premise = "Ella sold Leo a blue lamp."
 statements = ["Leo bought a blue lamp from Ella.", "Leo bought a red lamp from Ella."]
-statements += ["Ella bought a blue lamp from Leo."]
-answers = classifier.predict_text([(premise, statement) for statement in statements])
-for statement, answer in zip(statements, answers, strict=True):
+for statement in statements:
+    [answer] = classifier.predict_text([(premise, statement)])
     print(f"{answer:>12}: {premise} / {statement}")
+[answer] = classifier.predict_text([("Ella sold Leo a lamp.", statements[0])])
+print(f"{answer:>12}: Ella sold Leo a lamp. / {statements[0]}")
 
 chooser = keras.models.load_model(RUN / "chooser.keras")
 story = "Ella had a blue lamp. One day she lost it by the river. Leo came to help. "
@@ -362,7 +357,8 @@ print(chooser.predict_text([story], [ends], probabilities=True).round(2))
 #   tokenizer)``, and the hypothesis alone before you believe the score.
 # - Lay the trap: let half of the contradictions end in "of course". What does the hypothesis alone
 #   get, and what the whole pair?
-# - ``PAIR_EPOCHS = 20``, or ``PAIRS = 20_000``: when does it begin to compare, and is it sudden?
+# - Let the people change places in half of the contradictions. Is who had it as easily learned as
+#   what colour it was? (In a trial it took several times as long.)
 # - Let the language model choose without labels, the likeliest end: ``lm.score(ends, contexts)``,
 #   as in ``examples/why_pretraining_pays.py``.
 #

@@ -35,7 +35,7 @@ TINY = {
     "regression_and_similarity": {"EPOCHS": 1, "PAIR_EPOCHS": 1, "PAIRS": 40, "SIZE": ONE_BLOCK},
     "entailment_and_choice": {
         **{"STORIES": 200, "REPORTS": 40, "STEPS": 2, "CHOICE_EPOCHS": 1, "PAIRS": 32},
-        **{"PAIR_EPOCHS": 1, "HELD_OUT": 20, "SIZE": ONE_BLOCK},
+        **{"HELD_OUT": 20, "SIZE": ONE_BLOCK},
     },
     "from_openais_weights": {"STEPS": 2},
     "prompt_and_completion": {"EXAMPLES": 64, "EPOCHS": 1, "SIZE": ONE_BLOCK},
