@@ -29,7 +29,7 @@ import kgpt
 WEIGHTS = "gpt2"  # or "gpt1", "gpt2_medium", "gpt2_large", "gpt2_xl", "hf://name/of-a-gpt2"
 BODY = Path("runs/pretrain_your_text/lm.keras")  # without a network
 STEPS = 100  # of 8 texts, for GPT-2; on a GPU 2000
-CONTEXT = 64
+CONTEXT = 96
 RUN = Path("runs/from_openais_weights")
 
 RUN.mkdir(parents=True, exist_ok=True)
@@ -48,9 +48,10 @@ def load():
     try:
         return kgpt.CausalLM.from_preset(WEIGHTS), WEIGHTS
     except (OSError, ImportError) as error:  # no network, or no package to fetch with
-        print(f"{type(error).__name__}: {str(error)[:150]}\nGoing on with {BODY}.")
+        reason = str(error).partition(". ")[0]
+        print(f"{type(error).__name__}: {reason}.\nGoing on with {BODY}.")
     if not BODY.exists():
-        runpy.run_path(str(Path(__file__).with_name("pretrain_your_text.py")))
+        runpy.run_path(str(Path(kgpt.__file__).parents[1] / "examples/pretrain_your_text.py"))
     return keras.models.load_model(BODY), "the small model"
 
 
@@ -73,7 +74,7 @@ for prompt in (
     "Q: What is a compiler?\nA:",
     "English: cheese. French: fromage.\nEnglish: house. French: maison.\nEnglish: book. French:",
 ):
-    print("---", lm.generate(prompt, max_new_tokens=25, top_p=0.9, temperature=0.7, seed=0), "\n")
+    print("---", lm.generate(prompt, max_new_tokens=25, top_p=0.9, temperature=0.5, seed=0), "\n")
 
 # %%
 # The third prompt shows what made GPT-2 famous: a task, given by two examples in the prompt,
@@ -141,7 +142,7 @@ print(f"perplexity of new docstrings: {untaught['perplexity']:.1f} before, "
 
 # %%
 for prompt, completion in test[:4]:
-    print(prompt + lm.generate(prompt, 25, top_p=0.8, temperature=0.7, seed=0, return_prompt=False))
+    print(prompt + lm.generate(prompt, 25, top_p=0.8, temperature=0.3, seed=0, return_prompt=False))
     print(f"# a human wrote: {completion}\n")
 
 # %%
@@ -165,7 +166,7 @@ assert again.generate(prompt, 25, sampler="greedy") == lm.generate(prompt, 25, s
 # Or add the products to the matrices for good, and have a model without LoRA:
 
 again.merge_lora()
-print(again.generate('def is_even(number):\n    """', 25, top_p=0.8, temperature=0.7, seed=0))
+print(again.generate('def is_even(number):\n    """', 25, top_p=0.8, temperature=0.3, seed=0))
 
 # %%
 # Things to try

@@ -44,7 +44,7 @@ keras.utils.set_random_seed(0)
 # without a network, by logistic regression over counted words and pairs of words, which is hard to
 # beat. ``benchmarks/label_efficiency.py`` makes these numbers anew.
 
-KEPT = Path(__file__).resolve().parents[1] / "benchmarks/results"
+KEPT = Path(kgpt.__file__).resolve().parents[1] / "benchmarks/results"
 records = json.loads((KEPT / "label_efficiency.json").read_text(encoding="utf-8"))
 METHODS = {  # name in the file: colour, marker; colours that a colour-blind reader can tell apart
     "pretrained": ("#0072B2", "o"),
