@@ -343,6 +343,7 @@ def compile_function(function, backbone, random_states=()):
 
         # On a CPU too: a step is many small operations, which XLA joins.
         compiled = tf.function(function, autograph=False, jit_compile=True)
+        compiled._omit_frequent_tracing_warning = True  # each model and sampler has its own
     elif keras.config.backend() == "jax":
         compiled = _compile_by_jax(function, backbone.variables, random_states)
     else:
