@@ -147,10 +147,14 @@ def gradients_freed_with_graph():
     graph = tf.compat.v1.get_default_graph()
     graph.gradients_held = held = getattr(graph, "gradients_held", [])
     for name in entries.keys() - before:
-        gradient = entries[name]["type"]
-        held.append(gradient)
-        weak = weakref.ref(gradient, lambda _, name=name: entries.pop(name, None))
-        entries[name]["type"] = lambda op, *upstream, weak=weak: weak()(op, *upstream)
+        held.append(entries[name]["type"])
+        entries[name]["type"] = _weakly(held[-1], functools.partial(entries.pop, name, None))
+
+
+def _weakly(function, when_gone):
+    """Returns a function that calls another one as long as somebody else holds that."""
+    weak = weakref.ref(function, lambda _: when_gone())
+    return lambda *args: weak()(*args)
 
 
 def barrier(x, after):
