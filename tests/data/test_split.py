@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_corpus import decode, write
 
@@ -130,6 +130,11 @@ def test_lines_of_every_system_are_kept_whole(tmp_path, newline):
     fraction=st.floats(0.01, 0.99),
     piece_length=st.integers(1, 20),
 )
+@example(  # the head of one is another one
+    texts=["b", "aaa ", "aaaaaa", "aaaaaa", "aaaaaaaaa", "b\naaa aaaaaaaaa"],
+    fraction=0.9140625,
+    piece_length=6,
+)
 @settings(deadline=None)
 def test_no_character_is_lost_or_moved(tmp_path_factory, texts, fraction, piece_length):
     pieces = kgpt.text.document_pieces([text + "\n" for text in texts], piece_length=piece_length)
@@ -137,8 +142,7 @@ def test_no_character_is_lost_or_moved(tmp_path_factory, texts, fraction, piece_
     train, held_out = split_texts(pieces, fraction, tmp_path_factory.getbasetemp())
 
     wholes = sorted(text + "\n" for text in texts)
-    heads = [text for text in train if text not in wholes]
-    if not heads:
+    if len(train + held_out) == len(wholes):  # none was cut
         assert sorted(train + held_out) == wholes
     assert sum(map(len, train + held_out)) == sum(map(len, wholes))
     assert all(any(whole.startswith(text) for whole in wholes) for text in train)
