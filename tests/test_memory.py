@@ -26,6 +26,7 @@ import pytest
 
 import kgpt
 from kgpt import locks
+from kgpt.kernels.gelu import gelu
 
 
 class Sizes(NamedTuple):
@@ -170,6 +171,22 @@ def test_the_graphs_of_a_model_that_is_dropped_are_freed(options):
     del lm
 
     assert graphs().keys() <= before.keys()
+
+
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="TensorFlow's graphs")
+def test_a_saved_model_has_the_gradients_that_a_graph_holds(tmp_path):
+    import tensorflow as tf
+
+    x = tf.linspace(-2.0, 2.0, 5)
+    module = tf.Module()
+    module.gelu = tf.function(gelu, input_signature=[tf.TensorSpec((5,))])
+
+    tf.saved_model.save(module, tmp_path)  # traces each gradient
+
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        saved, direct = tf.saved_model.load(tmp_path).gelu(x), keras.ops.gelu(x, approximate=True)
+    np.testing.assert_allclose(tape.gradient(saved, x), tape.gradient(direct, x), atol=1e-6)
 
 
 def test_a_model_that_is_dropped_is_freed_with_all_that_was_compiled_for_it(tmp_path):
