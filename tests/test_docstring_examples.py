@@ -202,7 +202,7 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
     code = BLOCKS[name]
     for package in re.findall(r"^import (\w+)$", code, re.M):
         pytest.importorskip(package, reason=f"the example imports {package}")
-    if "transformers.AutoModel" in code:
+    if re.search(r"transformers\.(AutoModel|pipeline)|TransformersConverter", code):
         pytest.importorskip("torch", reason="the models of transformers are PyTorch's")
     if re.search("to_huggingface|save_to_preset|push_to_hub|model_card", code):
         pytest.importorskip("safetensors", reason="the extra `hub`")
