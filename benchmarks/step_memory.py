@@ -45,13 +45,19 @@ def status_mb(name):
 def work(arguments):
     """Prints the peak of one part in a process that has done nothing else."""
     part, batch = arguments.worker
-    megabytes = (peer_peak if part in PEER else peak)(part, int(batch), arguments)
+    spec = {
+        "implementation": "transformers",  # of the peer
+        "size": SIZES[arguments.size] | {"batch": int(batch)},
+        "dtype": arguments.dtype,
+        "dropout": arguments.dropout,
+    }
+    megabytes = peer_peak(part, spec) if part in PEER else peak(part, spec, arguments.optimizer)
     print(f"{megabytes:.0f} MB")
 
 
-def peak(part, batch, arguments):
-    import numpy as np
+def peak(part, spec, optimizer):
     import tensorflow as tf
+    from workers import make_kgpt, random_windows
 
     import kgpt
 
@@ -59,22 +65,10 @@ def peak(part, batch, arguments):
     before = status_mb("VmRSS")
     if part == "imports":
         return before
-    size = SIZES[arguments.size]
-    body = kgpt.GPTBackbone(
-        size["vocabulary"],
-        size["layers"],
-        size["heads"],
-        size["width"],
-        max_sequence_length=size["context"],
-        dropout=arguments.dropout,
-        dtype=arguments.dtype,
-    )
-    lm = kgpt.CausalLM(body)
+    lm = make_kgpt(spec)
     adamw, muon = kgpt.recipes.pretraining_optimizer, kgpt.recipes.fast_optimizer
-    lm.compile((muon if arguments.optimizer == "muon" else adamw)(1000))
-    shape = batch, body.max_sequence_length + 1
-    tokens = np.random.default_rng(0).integers(0, body.vocabulary_size, shape).astype("int32")
-    x, y = tf.constant(tokens[:, :-1]), tf.constant(tokens[:, 1:])
+    lm.compile((muon if optimizer == "muon" else adamw)(1000))
+    x, y = map(tf.constant, random_windows(spec, spec["size"]["batch"]))
 
     def gradients():
         with tf.GradientTape() as tape:
@@ -84,7 +78,7 @@ def peak(part, batch, arguments):
 
     run = {
         "model": lambda: None,
-        "forward": tf.function(lambda: tf.reduce_sum(body(x, training=True))),
+        "forward": tf.function(lambda: tf.reduce_sum(lm.backbone(x, training=True))),
         "loss": tf.function(lambda: lm.compute_loss(x=x, y=y)),
         "gradients": tf.function(gradients),
         "step": lambda: lm.train_on_batch(x, y),
@@ -94,16 +88,10 @@ def peak(part, batch, arguments):
     return status_mb("VmHWM") - before
 
 
-def peer_peak(part, batch, arguments):
+def peer_peak(part, spec):
     import torch
     from workers import transformers_trainer
 
-    spec = {
-        "implementation": "transformers",
-        "size": SIZES[arguments.size] | {"batch": batch},
-        "dtype": "float32" if arguments.dtype == "float32" else "bfloat16",
-        "dropout": arguments.dropout,
-    }
     torch.ones((256, 256)) @ torch.ones((256, 256))
     before = status_mb("VmRSS")
     if part == "peer's imports":
