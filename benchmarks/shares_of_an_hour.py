@@ -65,10 +65,10 @@ class Clock:
 
         fit, began = model.fit, []
 
-        def begin(*_):
+        def begin(batch, logs=None):
             began.append(time.perf_counter())
 
-        def end(*_):
+        def end(batch, logs=None):
             self.add("step", time.perf_counter() - began[-1])
 
         def timed(*args, callbacks, **kwargs):

@@ -1,5 +1,7 @@
 """An hour's shares are computed from the times of a shorter run."""
 
+import sys
+
 import pytest
 
 
@@ -53,3 +55,18 @@ def test_a_part_within_another_is_not_counted_twice(shares):
         "outer": 1,
         "inner": 1,
     }
+
+
+def test_each_part_of_a_run_is_timed(shares, monkeypatch, capsys):
+    options = "--options=--sequence-length 32 --batch-size 2"
+    monkeypatch.setattr(sys, "argv", ["shares_of_an_hour.py", "--steps", "6", options])
+
+    shares.main()
+
+    table = capsys.readouterr().out.rpartition("| part of an hour |")[2]
+    parts = [line.split(" | ") for line in table.splitlines() if line.endswith("% |")]
+    seconds = {name.removeprefix("| "): float(number) for name, number, _ in parts}
+    assert sum(seconds.values()) == pytest.approx(3600, abs=1)
+    assert max(seconds, key=seconds.get) == "steps"
+    for part in ("import", "validation, the first", "checkpoint, 11 more", "sample, 11 more"):
+        assert part in seconds
