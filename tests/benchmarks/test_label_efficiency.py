@@ -1,5 +1,7 @@
 """What pretraining is worth: the scripts at a tiny size, from the published files to the tables."""
 
+import json
+
 import pytest
 
 
@@ -57,3 +59,30 @@ def test_reviews_are_read_as_their_authors_publish_them(scripts, tmp_path):
     assert train == (["train/neg\ndone", "train/pos\ndone"], [0, 1])
     assert test == (["test/neg\ndone", "test/pos\ndone"], [0, 1])
     assert label_efficiency.read_unlabelled(tmp_path) == ["train/unsup\ndone"]
+
+
+def test_recipes_have_the_same_time_and_are_compared_once(
+    scripts, reviews, sentences, tmp_path, capsys
+):
+    import recipes_on_reviews
+
+    given = ["--reviews", reviews, "--sentences", sentences, "--output", tmp_path, "--layers", 1]
+    given += ["--length", 24, "--labels", 20, "--seeds", 0, "--minutes", 0.002]
+    given += ["--dtype", "float32"]
+
+    scripts.run(recipes_on_reviews, *given)
+    found = capsys.readouterr().out
+    scripts.run(recipes_on_reviews, *given)
+
+    again = capsys.readouterr().out
+    recipes = recipes_on_reviews.RECIPES
+    tables = [text.splitlines()[-len(recipes) :] for text in (found, again)]
+    assert tables[0] == tables[1]
+    assert "held-out" in found and "\"seed\": 0" in found and "\"seed\": 0" not in again
+    for line, (name, (_, _, rates)) in zip(tables[0], recipes.items(), strict=True):
+        folder = tmp_path / "1_layers_0.002_minutes" / "pretraining"
+        paths = {r: folder / f"{recipes_on_reviews.name_of(name, r, 0)}.json" for r in rates}
+        losses = {rate: json.loads(path.read_text())["loss"] for rate, path in paths.items()}
+        best = min(losses, key=losses.get)
+        assert line.startswith(f"| {name} | {best:g} |")
+        assert f"| {losses[best]:.3f} |" in line
