@@ -140,6 +140,7 @@ ANY_BACKEND = (
 # Scripts and examples, whose parts have tests of their own: `slow` but where they run fastest.
 ON_TORCH = (
     *("benchmarks/test_benchmarks.py::test_the_first_command", "benchmarks/test_label_efficiency"),
+    "benchmarks/test_gpt1_paper",
     "benchmarks/test_shares_of_an_hour.py::test_each_part",
     *("test_docstring_examples", "test_examples", "test_tutorials"),
 )
