@@ -309,13 +309,24 @@ def _write_onnx_from_torch(layer, inputs, outputs, sizes, path, **kwargs):
     """Writes ONNX by PyTorch's newer converter: Keras's older one fails on free sizes."""
     import torch
 
+    class Gather(torch.overrides.TorchFunctionMode):
+        """The same by `gather`: in `take_along_dim` the converter takes sizes for constants."""
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is not torch.take_along_dim:
+                return function(*args, **(kwargs or {}))
+            (x, indices), dim = args, kwargs["dim"]
+            shape = [*x.shape[:dim], indices.shape[dim], *x.shape[dim:][1:]]
+            return torch.gather(x, dim, indices.expand(shape))
+
     class Module(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = layer
 
         def forward(self, *tensors):
-            return _named(self.layer(dict(zip(inputs, tensors, strict=True))))
+            with Gather():
+                return _named(self.layer(dict(zip(inputs, tensors, strict=True))))
 
     names = {axis for name in inputs for axis in sizes[name] if isinstance(axis, str)}
     free = {axis: torch.export.Dim(axis, min=1) for axis in names}
@@ -338,6 +349,22 @@ def _write_onnx_from_torch(layer, inputs, outputs, sizes, path, **kwargs):
         verbose=False,
         **kwargs,
     )
+    _check_sizes(path, sizes)
+
+
+def _check_sizes(path, sizes):
+    """Raises an error if a free size became a constant in an ONNX file."""
+    import onnx
+
+    for tensor in onnx.load(path, load_external_data=False).graph.input:
+        found = [dim.dim_param or dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
+        if found != sizes[tensor.name]:
+            raise RuntimeError(
+                f"PyTorch's converter made constants of free sizes: the input {tensor.name!r} has "
+                f"the shape {tuple(found)} instead of {tuple(sizes[tensor.name])}. Nothing was "
+                "written. Save the model as a .keras file, and export it with "
+                "KERAS_BACKEND=tensorflow."
+            )
 
 
 def _name_sizes(path, sizes):

@@ -92,7 +92,11 @@ CONVERTED = {"onnx": ("lm", "classifier"), "litert": ("lm", "choice")}
 @pytest.mark.parametrize(
     ("format", "head"),
     [
-        pytest.param(f, h, marks=SLOW_BUT_ON_TORCH if h in ("lm", "backbone") else pytest.mark.slow)
+        pytest.param(
+            f,
+            h,
+            marks=SLOW_BUT_ON_TORCH if h in ("lm", "backbone", "classifier") else pytest.mark.slow,
+        )
         for f in FORMATS
         for h in HEADS
         # The first format shows what heads give; the others are made of the same functions.
