@@ -443,7 +443,7 @@ def draw_zero_shot(axes, points):
     axes.set_xscale("log")
     axes.set_xlabel("steps of pretraining (0 at the left edge)")
     axes.set_ylabel("without fine-tuning: 0 is chance, 1 is right")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))  # above
     loss = axes.twinx()
     loss.plot(places, [points[step]["loss"] for step in steps], "k--", linewidth=1)
     loss.set_ylabel("held-out loss, nats (dashed)")

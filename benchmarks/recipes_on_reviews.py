@@ -63,14 +63,15 @@ def folder_of(arguments):
 
 
 def tokens_of(arguments, texts):
-    """The tokenizer and the files of tokens, made once."""
-    file = arguments.output / "tokenizer.json"
-    if not file.exists():
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        kgpt.Tokenizer.train(texts, label_efficiency.VOCABULARY_SIZE).save(file)
-    tokenizer = kgpt.Tokenizer.from_file(file)
-    path = arguments.output / "tokens.npy"
-    return tokenizer, kgpt.data.write_tokens(texts, tokenizer, path, validation_fraction=0.01)
+    """The tokenizer and the files of tokens to train on and held out, made once."""
+    folder = arguments.output
+    paths = [folder / name for name in ("tokens.npy", "tokens.validation.npy", "tokenizer.json")]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = kgpt.Tokenizer.train(texts, label_efficiency.VOCABULARY_SIZE)
+        kgpt.data.write_tokens(texts, tokenizer, paths[0], validation_fraction=0.01)
+        tokenizer.save(paths[2])
+    return kgpt.Tokenizer.from_file(paths[2]), *paths[:2]
 
 
 def make_model(recipe, rate, steps, tokenizer, arguments):
@@ -99,13 +100,13 @@ def windows(path, arguments, seed=None):
     return kgpt.data.windows(path, arguments.length, batch, seed=seed, repeat=seed is not None)
 
 
-def seconds_of_steps(tokenizer, tokens, arguments, rounds=3, steps=4):
+def seconds_of_steps(tokenizer, path, arguments, rounds=3, steps=4):
     """{recipe: processor time of a step}, medians; the recipes take turns."""
     models = {
         name: make_model(name, rates[0], 1000, tokenizer, arguments)
         for name, (_, _, rates) in RECIPES.items()
     }
-    batches = iter(windows(tokens.path, arguments, seed=0))
+    batches = iter(windows(path, arguments, seed=0))
     seconds = {name: [] for name in models}
     for _ in range(1 + rounds):  # the first compiles
         for name, lm in models.items():
@@ -125,7 +126,7 @@ def name_of(recipe, rate, seed):
     return f"{recipe.replace(': ', '_').replace(', ', '_').replace(' ', '_')}-{rate}-{seed}"
 
 
-def pretrained(recipe, rate, seed, tokenizer, tokens, arguments):
+def pretrained(recipe, rate, seed, tokenizer, paths, arguments):
     """What pretraining came to; the body is kept."""
     folder = folder_of(arguments)
     name = name_of(recipe, rate, seed)
@@ -137,11 +138,11 @@ def pretrained(recipe, rate, seed, tokenizer, tokens, arguments):
     keras.utils.set_random_seed(seed)
     lm = make_model(recipe, rate, steps, tokenizer, arguments)
     began, began_wall = time.process_time(), time.perf_counter()
-    lm.fit(windows(tokens.path, arguments, seed=seed), steps_per_epoch=steps, verbose=0)
+    lm.fit(windows(paths[0], arguments, seed=seed), steps_per_epoch=steps, verbose=0)
     found = {"recipe": recipe, "rate": rate, "seed": seed, "steps": steps}
     found["seconds"] = time.process_time() - began
     found["wall"] = time.perf_counter() - began_wall
-    valid = windows(tokens.validation_path, arguments)
+    valid = windows(paths[1], arguments)
     found["loss"] = lm.evaluate(valid, verbose=0, return_dict=True)["loss"]
     record.parent.mkdir(parents=True, exist_ok=True)
     lm.backbone.save_weights(record.with_suffix(".weights.h5"))
@@ -192,17 +193,17 @@ def best_rate(recipe, arguments):
     return min(paths, key=lambda rate: json.loads(paths[rate].read_text())["loss"])
 
 
-def train(splits, tokenizer, tokens, arguments):
+def train(splits, tokenizer, paths, arguments):
     share, shares = map(int, arguments.share.split("/"))
     tried = [(name, rate) for name in arguments.recipes for rate in RECIPES[name][2]]
     for recipe, rate in tried[share - 1 :: shares]:
-        pretrained(recipe, rate, arguments.seeds[0], tokenizer, tokens, arguments)
+        pretrained(recipe, rate, arguments.seeds[0], tokenizer, paths, arguments)
     while any(best_rate(name, arguments) is None for name in arguments.recipes):
         time.sleep(5)  # another share is at it
     runs = [(name, seed) for seed in arguments.seeds for name in arguments.recipes]
     for recipe, seed in runs[share - 1 :: shares]:
         rate = best_rate(recipe, arguments)
-        found = pretrained(recipe, rate, seed, tokenizer, tokens, arguments)
+        found = pretrained(recipe, rate, seed, tokenizer, paths, arguments)
         fine_tuned(found, splits, tokenizer, arguments)
 
 
@@ -238,14 +239,14 @@ def main():
             "sentences": label_efficiency.read_sentences(arguments.sentences),
         }
         unlabelled = label_efficiency.read_unlabelled(arguments.reviews)
-        tokenizer, tokens = tokens_of(arguments, [*splits["reviews"][0][0], *unlabelled])
+        tokenizer, *paths = tokens_of(arguments, [*splits["reviews"][0][0], *unlabelled])
         times = folder_of(arguments) / "step_seconds.json"
         if not times.exists():
             times.parent.mkdir(parents=True, exist_ok=True)
-            seconds = seconds_of_steps(tokenizer, tokens, arguments)
+            seconds = seconds_of_steps(tokenizer, paths[0], arguments)
             times.write_text(json.dumps(seconds, indent=1))
         if arguments.stage != "prepare":
-            train(splits, tokenizer, tokens, arguments)
+            train(splits, tokenizer, paths, arguments)
     show(arguments)
 
 
