@@ -137,7 +137,7 @@ def main():
     prompt = arguments.prompt or ("Once upon a time" if not arguments.paths else None)
     prompt = prompt or tokenizer.decode(np.load(tokens.validation_path)[:8])
     options = {"sampler": "top_p", "seed": 0, "sliding_window": True}
-    print(f"Training for {arguments.steps} steps (1200 take 2 to 3 minutes on 2 cores) ...")
+    print(f"Training for {arguments.steps} steps (1200 take 1 to 3 minutes on 2 cores) ...")
     lm.fit(
         train,
         epochs=arguments.epochs,
