@@ -186,8 +186,10 @@ def fine_tuned(found, splits, tokenizer, arguments):
 
 def best_rate(recipe, arguments):
     """The rate whose run with the first seed has the lowest loss; None while one is missing."""
-    folder, seed = folder_of(arguments) / "pretraining", arguments.seeds[0]
-    paths = {r: folder / f"{name_of(recipe, r, seed)}.json" for r in RECIPES[recipe][2]}
+    folder, seed, rates = folder_of(arguments), arguments.seeds[0], RECIPES[recipe][2]
+    if len(rates) == 1:
+        return rates[0]
+    paths = {r: folder / "pretraining" / f"{name_of(recipe, r, seed)}.json" for r in rates}
     if not all(path.exists() for path in paths.values()):
         return None
     return min(paths, key=lambda rate: json.loads(paths[rate].read_text())["loss"])
@@ -195,16 +197,21 @@ def best_rate(recipe, arguments):
 
 def train(splits, tokenizer, paths, arguments):
     share, shares = map(int, arguments.share.split("/"))
-    tried = [(name, rate) for name in arguments.recipes for rate in RECIPES[name][2]]
+    unknown = [name for name in arguments.recipes if len(RECIPES[name][2]) > 1]
+    tried = [(name, rate) for name in unknown for rate in RECIPES[name][2]]
     for recipe, rate in tried[share - 1 :: shares]:
         pretrained(recipe, rate, arguments.seeds[0], tokenizer, paths, arguments)
-    while any(best_rate(name, arguments) is None for name in arguments.recipes):
-        time.sleep(5)  # another share is at it
     runs = [(name, seed) for seed in arguments.seeds for name in arguments.recipes]
-    for recipe, seed in runs[share - 1 :: shares]:
-        rate = best_rate(recipe, arguments)
-        found = pretrained(recipe, rate, seed, tokenizer, paths, arguments)
-        fine_tuned(found, splits, tokenizer, arguments)
+    left = runs[share - 1 :: shares]
+    while left:
+        known = [run for run in left if best_rate(run[0], arguments) is not None]
+        for recipe, seed in known[:1]:
+            rate = best_rate(recipe, arguments)
+            found = pretrained(recipe, rate, seed, tokenizer, paths, arguments)
+            fine_tuned(found, splits, tokenizer, arguments)
+            left.remove((recipe, seed))
+        if not known:
+            time.sleep(5)  # another share is at it
 
 
 def show(arguments):
