@@ -162,10 +162,11 @@ def generate_uneven(model):
 
 
 def run_uneven(style):
-    """Batches of seven, four and three rows, which eight devices do not divide."""
+    """Batches of seven, four and three rows, which eight devices do not divide; alone, or last."""
     sizes = {**SIZES, "vocabulary_size": TOKENIZER.vocabulary_size}
     keras.distribution.set_distribution(distribution(style, sizes))
     x, labels = data(sizes["vocabulary_size"])
+    twelve = {name: rows[:12] for name, rows in x.items()}, labels[:12]
     x, labels = {name: rows[:7] for name, rows in x.items()}, labels[:7]
     weights = np.linspace(0, 2, 7).astype("float32")
     quiet = {"batch_size": 7, "verbose": 0}
@@ -175,12 +176,19 @@ def run_uneven(style):
     found["evaluate"] = lm.evaluate(x, batch_size=4, verbose=0)
     found["train_on_batch"] = lm.train_on_batch(x, sample_weight=weights)
     found["predict"] = lm.predict(x, **quiet).tolist()
+    full_first = {"batch_size": 8, "verbose": 0}
+    found["full, then not"] = lm.fit(twelve[0], shuffle=False, **full_first).history
+    ids = twelve[0]["token_ids"]
+    found["arrays"] = lm.evaluate(ids, **full_first), lm.predict(ids, **full_first).tolist()
 
     classifier = make("classifier", sizes)
     texts = ["a", "bc", "def", "gh", "i", "jkl", "m"]
     batches = kgpt.data.classification(texts, labels.tolist(), TOKENIZER, 12, 7, seed=0)
     found["kgpt.data"] = classifier.fit(batches, validation_data=batches, verbose=0).history
     found["texts"] = classifier.predict(batches, verbose=0).tolist()
+    found["full classifier"] = classifier.fit(*twelve, shuffle=False, **full_first).history
+    batches = kgpt.data.classification(texts + texts, [0, 1] * 7, TOKENIZER, 12, 8, seed=None)
+    found["full kgpt.data"] = classifier.evaluate(batches, verbose=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     classifier.compile("sgd", loss, weighted_metrics=["accuracy"])
     found["a Keras loss"] = classifier.test_on_batch(x, labels, weights)

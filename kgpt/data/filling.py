@@ -1,7 +1,7 @@
 """Batches whose rows the devices don't divide, filled with rows that count nothing.
 
 `keras.distribution` gives each device as many rows, and fails where they don't come out even. Which
-rows are real travels with such a batch, in its inputs.
+rows are real travels with each batch, in its inputs: all batches of an epoch must be alike.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ _is_real = contextvars.ContextVar("is_real", default=None)  # the rows of the ba
 def fill_batch(batch) -> tuple:
     """Returns `(x, y, sample_weight)` with as many rows as this process's devices divide."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+    if num_own_shards() == 1:
+        return x, y, sample_weight
     rows = _num_rows(x)
     missing = -rows % num_own_shards()
-    if not missing:
-        return x, y, sample_weight
 
     def fill(array):
         if array is None:
@@ -61,8 +61,7 @@ class FilledBatches(PythonBatches):
         self.real = []
         for batch in self._batches.get_jax_iterator():
             x, y, sample_weight = fill_batch(batch)
-            is_filled = isinstance(x, dict) and IS_REAL in x
-            self.real.append(x[IS_REAL] > 0 if is_filled else np.ones(_num_rows(x), "bool"))
+            self.real.append(x[IS_REAL] > 0)
             yield (x, y, sample_weight)[: len(batch) if isinstance(batch, tuple) else 1]
 
     def without_filling(self, outputs):
