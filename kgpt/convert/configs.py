@@ -7,6 +7,7 @@ from keras import ops
 
 from kgpt.arguments import RULES
 from kgpt.convert.weights import Tensor
+from kgpt.data.columns import read_class_names
 from kgpt.layers.feed_forward import gelu_tanh
 from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 from kgpt.models.presets import check_sizes
@@ -177,12 +178,13 @@ def _refuse_others(config, supported):
             )
 
 
-def task_in_files(config, tensors: dict[str, Tensor]) -> str:
+def task_in_files(config, tensors: dict[str, Tensor] | None) -> str:
     """Returns the kind of model in the files, by the name of its class in the config."""
     [name, *_] = config.get("architectures") or ["LMHeadModel"]
     ending = name.removeprefix(PREFIXES[config["model_type"]])
     if ending == "ForSequenceClassification":
-        is_regression = config.get("problem_type") == "regression" or _num_labels(tensors) == 1
+        is_regression = config.get("problem_type") == "regression"
+        is_regression = is_regression or _num_labels(config, tensors) == 1
         return "text_regressor" if is_regression else "text_classifier"
     if ending not in TASKS.values():
         raise ValueError(
@@ -192,20 +194,30 @@ def task_in_files(config, tensors: dict[str, Tensor]) -> str:
     return next(task for task, class_ending in TASKS.items() if class_ending == ending)
 
 
-def _num_labels(tensors) -> int:
+def has_head(task, config, tensors: dict[str, Tensor] | None) -> bool:
+    """Returns whether a head of this kind is in the files."""
+    in_files = task_in_files(config, tensors)
+    # Classes and numbers are one class of transformers, whose configs may leave open which.
+    is_open = TASKS[task] == TASKS[in_files] and not config.get("problem_type")
+    return task == in_files or is_open
+
+
+def _num_labels(config, tensors) -> int:
+    if tensors is None:  # the config alone, which leaves out what transformers has by default
+        return len(config.get("id2label") or ("LABEL_0", "LABEL_1"))
     if "score.weight" not in tensors:
         raise ValueError("The weights of the head are missing: there is no tensor score.weight.")
     return tensors["score.weight"].shape[0]
 
 
-def head_options(task, config, tensors) -> dict:
-    """Returns the arguments of a head whose weights are in the files."""
+def head_options(task, config, tensors: dict[str, Tensor] | None) -> dict:
+    """Returns the arguments of a head that is in the files."""
     own = config.get("kgpt", {})  # what transformers has no place for
     if task == "multiple_choice":
         _refuse_others(config, _SUPPORTED_SUMMARY)
         return {"dropout": config.get("summary_first_dropout", 0.1), **own}
     if task == "text_regressor":
-        return {"num_outputs": _num_labels(tensors), "both_orders": False, **own}
+        return {"num_outputs": _num_labels(config, tensors), "both_orders": False, **own}
     if task == "text_classifier":
         problem = config.get("problem_type") or _PROBLEMS["text_classifier"]
         multi_label = problem == _MULTI_LABEL
@@ -215,9 +227,28 @@ def head_options(task, config, tensors) -> dict:
         names = [names[i] for i in sorted(names, key=int)]
         default = [f"LABEL_{i}" for i in range(len(names))]
         named = {} if names == default else {"class_names": names}
-        options = {"num_classes": _num_labels(tensors), "multi_label": multi_label}
+        options = {"num_classes": _num_labels(config, tensors), "multi_label": multi_label}
         return {**options, **named, **own}
     return {}
+
+
+def chosen(own: dict, asked: dict) -> tuple[dict, bool]:
+    """Returns the arguments of a head in files with others in their place, and if it stays.
+
+    A head of another number of outputs can't keep its weights.
+    """
+    asked = {name: value for name, value in asked.items() if (name, value) != ("num_classes", None)}
+    if asked.get("class_names") is not None and "num_classes" not in asked:
+        asked["class_names"] = read_class_names(asked["class_names"])
+        asked["num_classes"] = len(asked["class_names"])
+    is_kept = all(
+        asked.get(size, own[size]) == own[size]
+        for size in ("num_classes", "num_outputs")
+        if size in own
+    )
+    if not is_kept:
+        own = {name: value for name, value in own.items() if name != "class_names"}
+    return {**own, **asked}, is_kept
 
 
 # === To a config ===

@@ -68,7 +68,7 @@ def from_huggingface(
             into the hub's cache; or a folder, for which nothing is asked of the network.
         task: `"backbone"`, `"causal_lm"`, `"text_classifier"`, `"text_regressor"` or
             `"multiple_choice"`; `"auto"` is what the config calls the model. A head that is in the
-            files keeps its weights; one that is not is fresh.
+            files keeps its weights; one that is not, or has another number of outputs, is fresh.
         tokenizer: `"auto"` is the one in the files, None if they have none; or a `kgpt.Tokenizer`
             or None in its place.
         dtype: dtype policy of the body, such as `"bfloat16"`; Keras's own if None, whatever the
@@ -93,35 +93,46 @@ def from_huggingface(
         lm.generate("The meaning of life is", max_new_tokens=30)
         backbone = kgpt.from_huggingface("openai-community/openai-gpt", "backbone")
     """
+    of_body = {"dtype": dtype} if dropout is None else {"dtype": dtype, "dropout": dropout}
+    of_files = {"revision": revision, "cache_dir": cache_dir}
+    return read_model(name_or_folder, task, of_body, head_options, tokenizer, **of_files)
+
+
+def read_model(
+    name_or_folder, task: str, of_body: dict, of_head: dict, tokenizer: object = "auto", **of_files
+) -> Any:
+    """As `from_huggingface`, with the arguments of the body and of the head in two dicts."""
     if not isinstance(task, str) or task not in ("auto", *configs.TASKS):
         raise ValueError(
             f"task must be auto or one of {', '.join(configs.TASKS)}. Received: task={task!r}."
         )
-    if dropout is not None:
-        RULES["dropout"]("dropout", dropout)
+    if "dropout" in of_body:
+        RULES["dropout"]("dropout", of_body["dropout"])
     if tokenizer is not None and not (isinstance(tokenizer, str) and tokenizer == "auto"):
         RULES["tokenizer"]("tokenizer", tokenizer)
-    dtype = checked_policy(dtype)
-    folder = downloaded(name_or_folder, revision, cache_dir)
+    of_body = {**of_body, "dtype": checked_policy(of_body.get("dtype"))}
+    folder = downloaded(name_or_folder, **of_files)
     shards = (path.name for path in folder.glob("model-*-of-*.safetensors"))
     check_manifest(folder, [*_FILES, *shards])
     config, tensors = _read_config(folder), find_tensors(folder)
     with errors_name(folder / "config.json"):
-        options = configs.backbone_options(config, dropout)
+        options = configs.backbone_options(config, of_body.get("dropout"))
         check_size(options, {name: tensor.shape for name, tensor in tensors.items()})
         task_in_files = configs.task_in_files(config, tensors)
         task = task_in_files if task == "auto" else task
-        has_head = configs.TASKS[task] == configs.TASKS[task_in_files]
-        if has_head:
-            head_options = {**configs.head_options(task, config, tensors), **head_options}
+        has_head = configs.has_head(task, config, tensors)
+        own = configs.head_options(task, config, tensors) if has_head else {}
+    of_head, is_kept = configs.chosen(own, of_head)
+    has_head = has_head and is_kept
+    options |= of_body
     if task == "backbone":
-        options |= head_options
+        options |= of_head
     elif isinstance(tokenizer, str):
         tokenizer = _read_tokenizer(folder, "gpt2" if options["norm_first"] else "gpt1")
     with starting_at_zero():
-        model = backbone = GPTBackbone(**options, dtype=dtype)
+        model = backbone = GPTBackbone(**options)
     if task != "backbone":
-        model = configs.MODELS[task](backbone, tokenizer=tokenizer, **head_options)
+        model = configs.MODELS[task](backbone, tokenizer=tokenizer, **of_head)
     with errors_name(folder):
         read_weights(backbone, _head_weights(model) if has_head else {}, tensors)
     if config.get(configs.BIAS):
@@ -130,17 +141,20 @@ def from_huggingface(
     return model
 
 
-def backbone_options_in(name_or_folder) -> dict:
-    """Returns the arguments of a `GPTBackbone` of the size that a folder or repository has."""
+def options_in(name_or_folder, task: str | None) -> tuple[dict, dict]:
+    """Returns the arguments of the body in a folder or repository, and of a head of this kind."""
     folder = downloaded(name_or_folder, files=["config.json"])
     with errors_name(folder / "config.json"):
-        return configs.backbone_options(_read_config(folder), None)
+        config = _read_config(folder)
+        has_head = task is not None and configs.has_head(task, config, None)
+        of_head = configs.head_options(task, config, None) if has_head else {}
+        return configs.backbone_options(config, None), of_head
 
 
-def task_in(folder: Path) -> str:
-    """Returns the task whose head is in a folder."""
+def folder_has_head(folder: Path, task: str) -> bool:
+    """Returns whether a folder has a head of this kind."""
     with errors_name(folder / "config.json"):
-        return configs.task_in_files(_read_config(folder), find_tensors(folder))
+        return configs.has_head(task, _read_config(folder), find_tensors(folder))
 
 
 def downloaded(name_or_folder, revision=None, cache_dir=None, files=(*_FILES, MANIFEST)) -> Path:

@@ -12,10 +12,10 @@ from kgpt.arguments import check_keywords, named_parameters, refuse
 from kgpt.console import show
 from kgpt.convert import configs
 from kgpt.convert.huggingface import (
-    backbone_options_in,
     downloaded,
-    from_huggingface,
-    task_in,
+    folder_has_head,
+    options_in,
+    read_model,
     to_huggingface,
 )
 from kgpt.convert.keras_file import load_keras_file
@@ -63,46 +63,61 @@ def load(cls, name, load_weights: bool, options: dict):
         return _from_keras_file(cls, Path(source, _MODEL_FILE), load_weights, of_body, of_head)
     with _hub_errors(name):
         if not load_weights:
-            body = GPTBackbone(**{**backbone_options_in(source), **of_body})
-            return _with_head(cls, body, of_head)
+            body, head = options_in(source, _task_of(cls) if issubclass(cls, Head) else None)
+            of_head, _ = configs.chosen(head, of_head)
+            return _with_head(cls, GPTBackbone(**{**body, **of_body}), of_head)
         return _from_huggingface(cls, source, of_body, of_head)
 
 
+def _task_of(cls) -> str | None:
+    return next((task for task, model in configs.MODELS.items() if cls is model), None)
+
+
 def _from_huggingface(cls, source, of_body, of_head):
-    task = next((task for task, model in configs.MODELS.items() if cls is model), None)
+    task = _task_of(cls)
     if task not in (None, "backbone", "causal_lm"):
         source = downloaded(source)  # it is read twice
-        if configs.TASKS[task] != configs.TASKS[task_in(source)]:
-            task = None  # the head is not in the files
-    if task == "backbone":
-        return from_huggingface(source, task, **of_body)
-    kept = {key: of_body.pop(key) for key in ("dtype", "dropout") if key in of_body}
-    if of_body:
-        name = next(iter(of_body))
-        raise ValueError(
-            f"{name} is the body's, which has its weights. Received: {name}={of_body[name]!r}. Try "
-            f"GPTBackbone.from_preset(..., {name}=...) and a {cls.__name__} over it."
-        )
+        if not folder_has_head(source, task):
+            task = None
     if task is None:
-        lm = from_huggingface(source, "causal_lm", **kept)
+        lm = read_model(source, "causal_lm", of_body, {})
         return _with_fresh_head(cls, lm.backbone, lm.tokenizer, of_head)
-    return from_huggingface(source, task, **kept, **of_head)
+    tokenizer = of_head.pop("tokenizer", "auto")
+    return read_model(source, task, of_body, of_head, tokenizer)
 
 
 def _from_keras_file(cls, path, load_weights, of_body, of_head):
     model = load_keras_file(path)
+    if type(model) is cls and load_weights and not (of_body or of_head):
+        return model
     body = getattr(model, "backbone", model)
     if not load_weights or of_body:
         fresh = GPTBackbone.from_config({**body.get_config(), **of_body})
         if load_weights:
             fresh.set_weights(body.get_weights())
         body = fresh
-    elif type(model) is cls and not of_head:
-        return model
-    tokenizer = getattr(model, "tokenizer", None)
+    if issubclass(cls, GPTBackbone):
+        return body
+    tokenizer = getattr(model, "tokenizer", None) if load_weights else None
+    if type(model) is cls:
+        options, is_kept = configs.chosen({**model.get_config(), "tokenizer": tokenizer}, of_head)
+        new = cls.from_config({**options, "backbone": body})
+        return _with_weights(new, model) if load_weights and is_kept else new
     if issubclass(cls, Head) and load_weights:
         return _with_fresh_head(cls, body, tokenizer, of_head)
-    return _with_head(cls, body, {"tokenizer": tokenizer, **of_head})
+    return cls(body, **{"tokenizer": tokenizer, **of_head})
+
+
+def _with_weights(head, model):
+    """Returns a head with the weights of another of its sizes, whose body has them already."""
+    for new, own in zip(_own_weights(head), _own_weights(model), strict=True):
+        new.assign(own)
+    return head
+
+
+def _own_weights(head):
+    of_body = {id(weight) for weight in head.backbone.weights}
+    return [weight for weight in head.weights if id(weight) not in of_body]
 
 
 def _with_fresh_head(cls, body, tokenizer, of_head):

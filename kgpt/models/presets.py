@@ -68,9 +68,11 @@ def from_preset(cls: type[Model], name, load_weights: bool = True, **overrides) 
             `"gpt_micro"` and `"gpt_mini"` are sizes for laptops, without weights. Or a folder, as
             `save_to_preset` or transformers write it; or a handle on the hub,
             `"hf://organization/name"`.
-            A head over the files of a language model is new; the start, delimiter and classify
-            tokens that it needs are added where the tokenizer lacks them.
-        load_weights: bool. False gives a fresh body of that size, and no tokenizer.
+            A head over the files of a language model, or of a head of another kind or number of
+            outputs, is new; the start, delimiter and classify tokens that it needs are added where
+            the tokenizer lacks them.
+        load_weights: bool. False gives a fresh body of that size, a head of the sizes that a folder
+            of its kind has, and no tokenizer.
         **overrides: arguments of the model, such as `num_classes` of a `TextClassifier`, and of
             the backbone. Those that change a weight's shape need `load_weights=False`. `dropout`
             is the head's, where the model has a head with one.

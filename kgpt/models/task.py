@@ -387,6 +387,8 @@ class Task(WholeModel, keras.Model):
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
         for part in ("backbone", "tokenizer"):
+            if not isinstance(config[part], dict | None):  # made already
+                continue
             config[part] = keras.saving.deserialize_keras_object(
                 config[part], custom_objects=custom_objects
             )

@@ -176,6 +176,121 @@ class TestFolders:
             make_lm().save_to_preset(folder)
 
 
+def make_classifier(files, **options):
+    body = make_lm(query_key_norm=files == "keras").backbone
+    options = {"tokenizer": TOKENIZER, "class_names": ["bad", "good"], **options}
+    classifier = kgpt.TextClassifier(body, **options)
+    classifier.output_projection.set_weights([np.arange(8).reshape(4, 2), np.array([0.5, -1])])
+    return classifier
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Folders with a trained head: in transformers' files, and in Keras's."""
+    path = tmp_path_factory.mktemp("heads")
+    for files in ("transformers", "keras"):
+        make_classifier(files).save_to_preset(path / files)
+    pairs = make_classifier("keras", both_orders=True)
+    pairs.quantize("int8")
+    pairs.save_to_preset(path / "pairs")
+    kgpt.TextRegressor(make_lm().backbone, tokenizer=TOKENIZER).save_to_preset(path / "regressor")
+    return path
+
+
+def logits(model, texts=("ab", "c")):
+    return model.predict(list(texts), verbose=0)
+
+
+class TestOptionsOverTrainedHeads:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"sequence_length": 12},
+            {"dropout": 0.3},
+            {"trainable": False},
+            {"num_classes": 2},
+            {"class_names": ["no", "yes"]},
+            {"tokenizer": TOKENIZER},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    @pytest.mark.parametrize("files", ["transformers", "keras"])
+    def test_of_the_head_leave_it_its_weights(self, heads, files, options):
+        classifier = kgpt.TextClassifier.from_preset(heads / files, **options)
+
+        expected = logits(make_classifier(files))
+        np.testing.assert_allclose(logits(classifier), expected, atol=1e-5)
+        assert {name: getattr(classifier, name) for name in options} == options
+
+    @pytest.mark.parametrize("options", [{"recompute": True}, {"attention_dropout": 0.5}], ids=str)
+    @pytest.mark.parametrize("files", ["transformers", "keras"])
+    def test_of_the_body_leave_the_head_its_weights(self, heads, files, options):
+        classifier = kgpt.TextClassifier.from_preset(heads / files, **options)
+
+        expected = logits(make_classifier(files))
+        np.testing.assert_allclose(logits(classifier), expected, atol=1e-5)
+        assert {name: getattr(classifier.backbone, name) for name in options} == options
+
+    @pytest.mark.parametrize("options", [{"recompute": True}, {"class_names": ["a", "b"]}], ids=str)
+    def test_a_quantized_head_for_pairs_keeps_its_weights(self, heads, options):
+        pairs = kgpt.TextClassifier.from_preset(heads / "pairs")
+        texts = [("ab", "c"), ("a", "b")]
+
+        other = kgpt.TextClassifier.from_preset(heads / "pairs", **options)
+
+        np.testing.assert_allclose(logits(other, texts), logits(pairs, texts), atol=1e-6)
+        assert other.both_orders
+        assert other.output_projection.quantization_mode == "int8"
+
+    @pytest.mark.parametrize("files", ["transformers", "keras"])
+    def test_a_dtype_acts_and_leaves_the_weights(self, heads, files):
+        classifier = kgpt.TextClassifier.from_preset(heads / files, dtype="bfloat16")
+
+        assert classifier.backbone.variable_dtype == "bfloat16"
+        np.testing.assert_allclose(
+            logits(classifier), logits(make_classifier(files)), rtol=0.1, atol=0.2
+        )
+
+    def test_a_regressor_keeps_its_head(self, heads):
+        regressor = kgpt.TextRegressor.from_preset(heads / "regressor")
+        other = kgpt.TextRegressor.from_preset(heads / "regressor", sequence_length=9)
+
+        np.testing.assert_array_equal(logits(other), logits(regressor))
+        assert (other.sequence_length, other.both_orders) == (9, True)
+
+    @pytest.mark.parametrize(
+        "options", [{"num_classes": 3}, {"class_names": ["a", "b", "c"]}], ids=str
+    )
+    @pytest.mark.parametrize("files", ["transformers", "keras"])
+    def test_another_number_of_classes_is_a_fresh_head_alone(self, heads, files, options):
+        classifier = kgpt.TextClassifier.from_preset(heads / files, **options)
+
+        expected = make_classifier(files)
+        assert logits(classifier).shape == (2, 3)
+        assert classifier.class_names == options.get("class_names")
+        np.testing.assert_allclose(
+            outputs(classifier.backbone), outputs(expected.backbone), atol=1e-6
+        )
+
+    @pytest.mark.parametrize("files", ["transformers", "keras"])
+    def test_a_regressor_over_a_classifier_has_a_fresh_head(self, heads, files):
+        regressor = kgpt.TextRegressor.from_preset(heads / files, dropout=0.0)
+
+        body = make_classifier(files).backbone
+        assert (regressor.num_outputs, regressor.dropout) == (1, 0.0)
+        np.testing.assert_allclose(outputs(regressor.backbone), outputs(body), atol=1e-6)
+
+    @pytest.mark.parametrize("files", ["transformers", "keras"])
+    def test_without_weights_a_head_has_the_sizes_of_the_files(self, heads, files):
+        options = {"load_weights": False, "num_layers": 2}
+
+        fresh = kgpt.TextClassifier.from_preset(heads / files, **options)
+        of_three = kgpt.TextClassifier.from_preset(heads / files, num_classes=3, **options)
+
+        assert (fresh.class_names, fresh.backbone.num_layers) == (["bad", "good"], 2)
+        assert (of_three.num_classes, of_three.class_names, fresh.tokenizer) == (3, None, None)
+
+
 def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path):
     calls = []
 
