@@ -1,11 +1,12 @@
 """The config.json of transformers' GPTs, from and to the arguments of kgpt's classes."""
 
+import inspect
 import warnings
 
 import keras
 from keras import ops
 
-from kgpt.arguments import RULES
+from kgpt.arguments import RULES, named_parameters
 from kgpt.convert.weights import Tensor
 from kgpt.data.columns import read_class_names
 from kgpt.layers.feed_forward import gelu_tanh
@@ -93,7 +94,10 @@ _PROBLEMS = {"text_classifier": "single_label_classification", "text_regressor":
 _MULTI_LABEL = "multi_label_classification"
 # A head's bias, which stands in the last norm of the files: see huggingface.py.
 BIAS = "kgpt_output_bias"
-_OWN = ("dropout", "lm_loss_weight", "class_names", "label_smoothing")  # under the key "kgpt"
+# What else transformers has no place for, under the key "kgpt": of texts, with the defaults, which
+# are left out; and all.
+_OF_TEXTS = {"sequence_length": None, "truncate": "end"}
+_OWN = ("dropout", "lm_loss_weight", "class_names", "label_smoothing", *_OF_TEXTS)
 _SUPPORTED_SUMMARY = {
     "summary_type": "cls_index",
     "summary_use_proj": True,
@@ -212,7 +216,11 @@ def _num_labels(config, tensors) -> int:
 
 def head_options(task, config, tensors: dict[str, Tensor] | None) -> dict:
     """Returns the arguments of a head that is in the files."""
-    own = config.get("kgpt", {})  # what transformers has no place for
+    if task == "backbone":
+        return {}
+    # transformers keeps the keys of one kind of head where it makes another.
+    known = named_parameters(inspect.signature(MODELS[task].__init__))
+    own = {name: value for name, value in config.get("kgpt", {}).items() if name in known}
     if task == "multiple_choice":
         _refuse_others(config, _SUPPORTED_SUMMARY)
         return {"dropout": config.get("summary_first_dropout", 0.1), **own}
@@ -229,7 +237,7 @@ def head_options(task, config, tensors: dict[str, Tensor] | None) -> dict:
         named = {} if names == default else {"class_names": names}
         options = {"num_classes": _num_labels(config, tensors), "multi_label": multi_label}
         return {**options, **named, **own}
-    return {}
+    return own
 
 
 def chosen(own: dict, asked: dict) -> tuple[dict, bool]:
@@ -299,18 +307,23 @@ def end_and_pad_ids(tokenizer) -> tuple[int | None, int | None]:
 
 
 def _head_config(model, task) -> dict:
-    if task in ("backbone", "causal_lm"):
+    if task == "backbone":
         return {}
-    config = {"kgpt": {"dropout": model.dropout, "lm_loss_weight": model.lm_loss_weight}}
+    own = {name: getattr(model, name) for name in _OF_TEXTS}
+    own = {name: value for name, value in own.items() if value != _OF_TEXTS[name]}
+    if task == "causal_lm":
+        return {"kgpt": own} if own else {}
+    own |= {"dropout": model.dropout, "lm_loss_weight": model.lm_loss_weight}
+    config = {"kgpt": own}
     if task == "multiple_choice":
         return {**config, **_SUPPORTED_SUMMARY, "summary_first_dropout": model.dropout}
     names = getattr(model, "class_names", None)
     default = [f"LABEL_{i}" for i in range(model.output_projection.units)]
     labels = names or default
     if names == default:  # transformers has these for models without names
-        config["kgpt"]["class_names"] = names
+        own["class_names"] = names
     if task == "text_classifier":
-        config["kgpt"]["label_smoothing"] = model.label_smoothing
+        own["label_smoothing"] = model.label_smoothing
     problem = _MULTI_LABEL if getattr(model, "multi_label", False) else _PROBLEMS[task]
     bias = ops.convert_to_numpy(model.output_projection.bias)
     return {

@@ -15,7 +15,7 @@ import pytest
 
 import kgpt
 from kgpt.convert.huggingface import from_huggingface, to_huggingface
-from kgpt.models import MultipleChoice, TextClassifier, TextRegressor
+from kgpt.models import CausalLM, MultipleChoice, TextClassifier, TextRegressor
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="the extra `hub`")
 
@@ -465,6 +465,9 @@ def test_a_round_trip_changes_nothing(options, tmp_path):
     [
         partial(TextClassifier, class_names=["no", "yes"], lm_loss_weight=0.0),
         partial(TextClassifier, num_classes=3),
+        partial(TextClassifier, num_classes=2, sequence_length=8, truncate="start"),
+        partial(CausalLM, sequence_length=8, truncate="start"),
+        partial(MultipleChoice, sequence_length=8),
         partial(TextClassifier, class_names=["LABEL_0", "LABEL_1"]),
         partial(TextRegressor, num_outputs=2, both_orders=False, dropout=0.3),
         partial(MultipleChoice, dropout=0.2, lm_loss_weight=0.1),
@@ -479,6 +482,18 @@ def test_a_round_trip_changes_nothing_in_a_head(make, tmp_path):
     assert_same_weights(back, model)
     leave_out = {"backbone": None, "name": None}
     assert {**back.get_config(), **leave_out} == {**model.get_config(), **leave_out}
+
+
+def test_keys_of_another_kind_of_head_are_left_out(tmp_path):
+    to_huggingface(TextClassifier(make_lm().backbone, 2, truncate="start"), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "problem_type": "regression"}))  # as by transformers
+
+    regressor = from_huggingface(tmp_path / "model")
+
+    assert isinstance(regressor, TextRegressor)
+    assert (regressor.num_outputs, regressor.truncate) == (2, "start")
 
 
 @pytest.mark.parametrize(("style", "size"), [("gpt2", 275), ("gpt1", 60), ("characters", None)])
