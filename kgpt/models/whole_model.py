@@ -100,12 +100,14 @@ class WholeModel:
         Args:
             filepath: the file, which ends in `.keras`, in a folder that exists.
             overwrite: bool. False asks before an existing file is replaced.
-            zipped: bool. False writes a folder with the parts of the file.
+            zipped: bool. False writes a folder with the parts of the file, whose name must not end
+                in `.keras`.
             include_optimizer: bool. False leaves out what `compile` was given and the optimizer's
                 state, which is two thirds of the file with Adam. The loaded model is not compiled.
             **kwargs: as for `keras.Model.save`.
 
         Raises:
+            ValueError: for names of files that could not be loaded.
             OSError: if it can't be written, with the reason.
             RuntimeError: where several processes hold different parts of the weights. Where each
                 has them whole, the first one writes.
@@ -113,13 +115,14 @@ class WholeModel:
         Example:
             lm.save("lm.keras")
         """
+        is_folder = zipped is False
+        _check_name(filepath, is_folder)
         if not include_optimizer:
             with _not_compiled(self):
                 return self.save(filepath, overwrite, zipped, **kwargs)
         if not _is_written_here(self):
             return
-        is_folder = zipped is False
-        if not _is_local(filepath, "" if is_folder else (".keras", ".h5", ".hdf5")):
+        if not _is_local(filepath, "" if is_folder else ".keras"):
             super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
         elif _may_write(filepath, overwrite):
             # Without the memory for it Keras writes the weights to a second file first.
@@ -234,6 +237,24 @@ def _is_written_here(model) -> bool:
             "same script in one process then: it restores the end of the run, and saves the model."
         )
     return process()[0] == 0
+
+
+def _check_name(path, is_folder):
+    """Raises ValueError for a model's file that `keras.models.load_model` could not read."""
+    root, ending = os.path.splitext(str(path))
+    if ending in (".h5", ".hdf5"):
+        name = root.removesuffix(".weights")
+        raise ValueError(
+            "In HDF5 Keras can't load models of classes of their own. Received: "
+            f"filepath={str(path)!r}. Try {name + '.keras'!r}, or, for the weights alone, "
+            f"save_weights({name + '.weights.h5'!r})."
+        )
+    if is_folder and ending == ".keras":
+        raise ValueError(
+            "What ends in .keras must be a file. Received: "
+            f"filepath={str(path)!r}, zipped=False, which writes a folder. Try {root!r}, or leave "
+            "zipped out."
+        )
 
 
 def _is_local(path, endings):

@@ -405,6 +405,24 @@ def test_a_model_is_saved_as_a_folder_too(tmp_path, old):
     assert numbers(keras.saving.load_model(tmp_path / "lm")) == numbers(old)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "hint"),
+    [
+        ("a.h5", {}, r"Try '.*a\.keras'.*save_weights\('.*a\.weights\.h5'\)"),
+        ("a.weights.h5", {"include_optimizer": False}, r"save_weights\('.*a\.weights\.h5'\)"),
+        ("a.keras", {"zipped": False}, "Try '.*a', or leave zipped out"),
+    ],
+)
+@pytest.mark.parametrize("part", ["model", "backbone", "head"])
+def test_a_name_that_could_not_be_loaded_is_refused(tmp_path, old, part, name, options, hint):
+    parts = {"model": old, "backbone": old.backbone, "head": kgpt.TextRegressor(old.backbone)}
+
+    with pytest.raises(ValueError, match=hint):
+        parts[part].save(tmp_path / name, **options)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_token_file_that_windows_keeps_open_is_one_line(tmp_path, monkeypatch, old):
     def refuse(source, target):
         raise PermissionError(errno.EACCES, "Access is denied", str(source), 5, str(target))
