@@ -22,6 +22,8 @@ __all__ = [
 class Perplexity(keras.metrics.Mean):
     """`exp` of the mean loss per token, over all tokens since the last reset."""
 
+    _direction = "down"  # which Keras's callbacks ask for
+
     def result(self):
         return keras.ops.exp(super().result())
 

@@ -11,6 +11,7 @@ from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.metrics import Perplexity
 from kgpt.models import scoring, text_inputs, token_weights
 from kgpt.models.inputs import complete_inputs
+from kgpt.models.own_metrics import mean
 from kgpt.models.task import Task
 from kgpt.models.tied_output import TiedOutput
 
@@ -66,9 +67,9 @@ class CausalLM(Task):
         text = {"tokenizer": tokenizer, "sequence_length": sequence_length, "truncate": truncate}
         super().__init__(backbone, backbone.input, logits, **text, **kwargs)
         self.own_metrics = [
-            keras.metrics.Mean(name="loss"),
+            mean("loss"),
             Perplexity(name="perplexity"),
-            keras.metrics.Mean(name="accuracy"),
+            mean("accuracy", "up"),
         ]
 
     outputs_are_logits = True
@@ -108,10 +109,10 @@ class CausalLM(Task):
             states, embedding = outputs, None
         loss_sum, correct = next_token_loss(states, embedding, targets, weights, training)
         count = ops.sum(weights)
-        mean = ops.stop_gradient(ops.divide_no_nan(loss_sum, count))
+        loss = ops.stop_gradient(ops.divide_no_nan(loss_sum, count))
         correct = ops.stop_gradient(ops.divide_no_nan(correct, count))
         added = self.regularization()
-        figures = ops.stop_gradient(mean + added), mean, correct
+        figures = ops.stop_gradient(loss + added), loss, correct
         for metric, figure in zip(self.own_metrics, figures, strict=True):
             metric.update_state(figure, sample_weight=count)
         return ops.divide_no_nan(loss_sum, sum_over_replicas(count)) + added

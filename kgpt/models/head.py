@@ -12,6 +12,7 @@ from kgpt.kernels.platform import sum_over_replicas, wide
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.models.fitting import UNKNOWN_STEPS
 from kgpt.models.inputs import merge_sequences, standardize_sequences
+from kgpt.models.own_metrics import mean
 from kgpt.models.sample_weights import check_weight_shape
 from kgpt.models.task import Task
 
@@ -92,7 +93,7 @@ class Head(Task):
         self.lm_loss_weight = lm_loss_weight
         self.num_sequences = num_sequences
         names = ["loss", "task_loss", "lm_loss"] if lm_loss_weight else ["loss", "task_loss"]
-        self.own_metrics = [*(keras.metrics.Mean(name=name) for name in names), *task_metrics]
+        self.own_metrics = [*map(mean, names), *task_metrics]
         self._num_losses = len(names)
 
     # === For subclasses ===

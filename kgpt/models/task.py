@@ -19,6 +19,7 @@ from kgpt.models import fitting
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_probabilities
 from kgpt.models.lora import revive_lora
+from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
 from kgpt.models.trained_dtypes import check_trained_dtypes
 from kgpt.models.whole_model import WholeModel
@@ -37,17 +38,6 @@ def _in_step(task, training):
         yield
     finally:
         _step.reset(token)
-
-
-class _Uncounted(keras.metrics.Sum):
-    """How many targets had weight 0 since they are neither tokens nor classes; in no logs."""
-
-    def result(self):
-        return {}
-
-    def number(self) -> int:
-        """Returns how many they are since the last reset."""
-        return int(ops.convert_to_numpy(super().result()))
 
 
 class Task(WholeModel, keras.Model):
@@ -106,8 +96,10 @@ class Task(WholeModel, keras.Model):
         self.sequence_length = sequence_length
         self.truncate = truncate
         self.own_metrics = []
-        uncounted = _Uncounted(name="uncounted_targets")
+        uncounted = Uncounted(name="uncounted_targets")
         self._uncounted = lambda: uncounted  # as an attribute it would be saved in files
+        directions = Directions(lambda: self.own_metrics)
+        self._in_no_logs = lambda: [uncounted, directions]
         self._class_weight = None
         self._uses_own_loss = True
         self._optimizer_is_default = False
@@ -325,18 +317,18 @@ class Task(WholeModel, keras.Model):
 
     @property
     def metrics(self):
-        own = [*self.own_metrics, self._uncounted()]
+        own = [*self.own_metrics, *self._in_no_logs()]
         others = [m for m in super().metrics if all(m is not other for other in own)]
         if not self._uses_own_loss:
             return [*others, self._uncounted()]
         # Keras's own tracker weighs batches by their rows: the first own metric is the exact one.
         others = [m for m in others if m is not self._loss_tracker]
-        return [*self.own_metrics, *others, self._uncounted()]
+        return [*self.own_metrics, *others, *self._in_no_logs()]
 
     @property
     def metrics_names(self):
         """The names of what `fit` and `evaluate` report."""
-        return [metric.name for metric in self.metrics if metric is not self._uncounted()]
+        return [metric.name for metric in self.metrics if metric not in self._in_no_logs()]
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras calls this once at the end of an epoch or evaluation, before metrics are reset.
