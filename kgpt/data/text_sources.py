@@ -1,5 +1,6 @@
 """Texts as `fit`, `evaluate` and `predict` take them: columns, and `tf.data` of strings."""
 
+import keras
 import numpy as np
 from keras.src.trainers.data_adapters import is_tf_dataset
 
@@ -27,6 +28,24 @@ def is_text(x) -> bool:
         return False
     first = next(iter(x))
     return isinstance(first, str) or (isinstance(first, _COLUMNS) and is_text(first))
+
+
+def unpack(data) -> tuple:
+    """Returns `validation_data` as `(x, y, sample_weight)`; None for what it does not have.
+
+    A tuple is these. A list is too, as for Keras, if it has arrays or columns of several kinds, and
+    else it has the rows of `x`: texts, pairs, or token ids.
+    """
+    if isinstance(data, list) and all(isinstance(row, str | list | tuple) for row in data[:3]):
+        kinds = {(is_text(row), _depth(row)) for row in data[:3]}
+        if len(kinds) <= 1 or len(data) > 3:
+            return data, None, None
+    return keras.utils.unpack_x_y_sample_weight(data)
+
+
+def _depth(row) -> int:
+    is_column = isinstance(row, list | tuple) and len(row) > 0
+    return 1 + _depth(row[0]) if is_column else 0
 
 
 def rows_of(x) -> list:

@@ -11,7 +11,7 @@ from kgpt.data.batches import ResumableBatches
 from kgpt.data.filling import FilledBatches, fill_batch, filled
 from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
 from kgpt.data.task_batches import TaskBatches
-from kgpt.data.text_sources import is_text, split_texts
+from kgpt.data.text_sources import is_text, split_texts, unpack
 from kgpt.data.updates import Updates, by_update
 from kgpt.models.checks import (
     as_arrays,
@@ -250,7 +250,7 @@ def _compile_if_needed(task):
 
 
 def _validation(task, data, batch_size, validation_steps, validation_batch_size):
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    x, y, sample_weight = unpack(data)
     given = {"y": y, "sample_weight": sample_weight}
     refuse_beside_batches(x, **given, validation_batch_size=validation_batch_size)
     size = validation_batch_size or batch_size

@@ -262,3 +262,30 @@ def test_a_language_model_reads_tf_data_of_strings_of_any_lengths():
     figures = lm.evaluate(tf.data.Dataset.from_tensor_slices(texts).batch(2), verbose=0)
 
     np.testing.assert_allclose(figures, lm.evaluate(texts, verbose=0), rtol=1e-5)
+
+
+class TestValidationData:
+    """A list is rows, as in `fit(list)`; a tuple is (x, y, sample_weight), as a list of columns."""
+
+    IDS = np.random.default_rng(0).integers(0, TOKENIZER.vocabulary_size, (5, 6)).tolist()
+
+    @pytest.mark.parametrize("rows", [TEXTS[:5], TEXTS[:2], TEXTS[:1], IDS, IDS[:2], IDS[:3]])
+    def test_a_list_of_rows_is_what_evaluate_takes(self, rows):
+        lm = kgpt.CausalLM(make_backbone(), TOKENIZER)
+        lm.compile(keras.optimizers.SGD(0.0))
+
+        history = lm.fit(TEXTS, validation_data=rows, verbose=0).history
+
+        np.testing.assert_allclose(history["val_loss"], lm.evaluate(rows, verbose=0)[0], rtol=1e-5)
+
+    @pytest.mark.parametrize("kind", [tuple, list])
+    @pytest.mark.parametrize("x", [TEXTS, np.array(IDS)], ids=["texts", "arrays"])
+    def test_columns_may_be_in_a_tuple_or_a_list(self, kind, x):
+        model = make(kgpt.TextClassifier, 2)
+        y = LABELS[: len(x)]
+        y = y if isinstance(x, list) else np.array(y)
+
+        history = model.fit(x, y, validation_data=kind([x, y]), verbose=0).history
+
+        expected = model.evaluate(x, y, verbose=0)[0]
+        np.testing.assert_allclose(history["val_loss"], expected, rtol=1e-5)
