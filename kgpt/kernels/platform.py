@@ -315,6 +315,11 @@ def least_of_processes(number: int) -> int:
     return int(multihost_utils.process_allgather(np.array(number)).min())
 
 
+def optimizers_take_fewer_variables() -> bool:
+    """Returns whether a Keras optimizer may update a part of what it was built for."""
+    return keras.backend.backend() != "jax"
+
+
 def num_torch_processes() -> int:
     """Returns how many processes PyTorch's launcher or process group has, which `fit` ignores."""
     is_torch = keras.config.backend() == "torch"

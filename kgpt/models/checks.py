@@ -180,17 +180,3 @@ def warn_of_probabilities(loss):
             f"Try loss=keras.losses.{class_name}(from_logits=True), or compile() without a loss.",
             stacklevel=3,
         )
-
-
-def check_rate_callbacks(callbacks):
-    """Raises ValueError for a callback that sets the rate of the default optimizer."""
-    for callback in callbacks or ():
-        sets_rate = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
-        if isinstance(callback, sets_rate):
-            name = type(callback).__name__
-            raise ValueError(
-                f"{name} sets the learning rate, but compile() without an optimizer has a "
-                f"schedule of its own over each fit. Received: callbacks with a {name}. Try "
-                "compile(optimizer=kgpt.recipes.AdamW(2.5e-4, weight_decay=0.01, "
-                "global_clipnorm=1.0)), whose rate is a number."
-            )

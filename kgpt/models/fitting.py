@@ -16,16 +16,18 @@ from kgpt.data.updates import Updates, by_update
 from kgpt.models.checks import (
     as_arrays,
     check_devices,
-    check_rate_callbacks,
     check_rows,
     check_something_counts,
+)
+from kgpt.models.default_optimizer import (
+    ScheduleOverFit,
+    check_rate_callbacks,
+    compile_if_needed,
+    match_optimizer,
 )
 from kgpt.models.jax_state import weights_come_back
 from kgpt.models.lora import revive_lora
 from kgpt.models.text_inputs import batches_of
-
-# A fit of unknown length has no end to decay towards: the rate stays at its peak.
-UNKNOWN_STEPS = 10**9
 
 
 def fit(
@@ -58,7 +60,7 @@ def fit(
     them what the functions of `kgpt.data` make. A model that is not compiled is compiled by
     `compile()`.
     """
-    _compile_if_needed(self)
+    compile_if_needed(self)
     has_order, split = kind_of(x) not in (None, "a PyDataset"), validation_split or None
     # Only batches of kgpt.data may be shuffled although the argument says False.
     acts = not has_order or (shuffle is False and not isinstance(x, ResumableBatches))
@@ -137,7 +139,7 @@ def evaluate(
 
     Texts go straight in, as in `fit`.
     """
-    _compile_if_needed(self)
+    compile_if_needed(self)
     source = None
     if not kwargs.get("_use_cached_eval_dataset"):  # as in the validation of a fit
         given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
@@ -244,11 +246,6 @@ def _check_one_length(x):
         )
 
 
-def _compile_if_needed(task):
-    if not task.compiled:
-        task.compile()
-
-
 def _validation(task, data, batch_size, validation_steps, validation_batch_size):
     x, y, sample_weight = unpack(data)
     given = {"y": y, "sample_weight": sample_weight}
@@ -331,12 +328,13 @@ def _prepare_fit(task, class_weight, callbacks):
     check_devices()
     _set_class_weight(task, class_weight)
     revive_lora(task.backbone)
+    match_optimizer(task)
     callbacks = _as_list(callbacks)
     if task._optimizer_is_default:
         check_rate_callbacks(callbacks)
         # The learning rate of the last fit is part of the compiled step: compile a new one.
         task.train_function = None
-        callbacks = [*callbacks, _ScheduleOverFit()]
+        callbacks = [*callbacks, ScheduleOverFit()]
     return callbacks
 
 
@@ -354,22 +352,9 @@ def _in_order(callbacks):
     if not any(isinstance(callback, keras.callbacks.History) for callback in callbacks):
         callbacks.append(keras.callbacks.History())  # which Keras would add at the end
 
-    schedule = [callback for callback in callbacks if isinstance(callback, _ScheduleOverFit)]
+    schedule = [callback for callback in callbacks if isinstance(callback, ScheduleOverFit)]
     others = [callback for callback in callbacks if callback not in last + schedule]
     return [*others, *last, *schedule]
-
-
-class _ScheduleOverFit(keras.callbacks.Callback):
-    """Lays the default optimizer's schedule over the fit that begins or is resumed."""
-
-    def on_train_begin(self, logs=None):
-        model = self.model
-        steps = self.params.get("steps")
-        steps = steps * self.params["epochs"] if steps else UNKNOWN_STEPS
-        start = model.running_fit.began_at_step
-        if start is None:
-            start = int(model.optimizer.iterations)
-        model.optimizer.learning_rate = model.default_schedule(steps, start)
 
 
 def _from_beginning(data, steps):

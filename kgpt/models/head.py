@@ -10,7 +10,7 @@ from kgpt.data.filling import num_rows
 from kgpt.data.task_batches import TaskBatches
 from kgpt.kernels.platform import sum_over_replicas, wide
 from kgpt.losses import next_token_loss, next_token_targets
-from kgpt.models.fitting import UNKNOWN_STEPS
+from kgpt.models.default_optimizer import UNKNOWN_STEPS
 from kgpt.models.inputs import merge_sequences, standardize_sequences
 from kgpt.models.own_metrics import mean
 from kgpt.models.sample_weights import check_weight_shape

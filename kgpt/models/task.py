@@ -18,6 +18,7 @@ from kgpt.locks import locked
 from kgpt.models import fitting
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_probabilities
+from kgpt.models.default_optimizer import UNKNOWN_STEPS
 from kgpt.models.lora import revive_lora
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
@@ -151,7 +152,7 @@ class Task(WholeModel, keras.Model):
 
     def default_optimizer(self):
         """Returns the optimizer that `compile()` takes."""
-        return recipes.pretraining_optimizer(fitting.UNKNOWN_STEPS)
+        return recipes.pretraining_optimizer(UNKNOWN_STEPS)
 
     def default_schedule(self, steps, start):
         """Returns the default optimizer's learning rate over a fit."""

@@ -107,3 +107,50 @@ def test_a_head_of_any_number_of_sequences_takes_one_and_then_two():
     np.testing.assert_allclose(figures(), figures(), rtol=1e-6)
     assert model.predict(SINGLES(), verbose=0).shape == (5, 1, 1)
     assert model.predict(PAIRS(), verbose=0).shape == (5, 2, 1)
+
+
+class TestWhatIsTrainedChangesBetweenFits:
+    IDS = np.random.default_rng(0).integers(0, 11, (4, 6)).astype("int32")
+    CHANGES = (
+        lambda body: body.enable_lora(2),
+        lambda body: body.freeze(1),
+        lambda body: body.unfreeze(),
+    )
+
+    def make_lm(self, *optimizer, **options):
+        keras.utils.set_random_seed(0)
+        lm = kgpt.CausalLM(kgpt.GPTBackbone(11, 2, 1, 4, 4, 0.0, 6))
+        lm.freeze(0)
+        lm.compile(*optimizer, **options)
+        lm.fit(self.IDS, verbose=0)
+        return lm
+
+    @pytest.mark.parametrize("change", CHANGES, ids=["lora", "freeze", "unfreeze"])
+    def test_the_default_optimizer_is_made_anew(self, change):
+        lm = self.make_lm(metrics=[keras.metrics.SparseCategoricalAccuracy(name="hits")])
+        change(lm.backbone)
+        before = [keras.ops.convert_to_numpy(v).copy() for v in lm.trainable_variables]
+        frozen = [keras.ops.convert_to_numpy(v).copy() for v in lm.non_trainable_variables]
+
+        history = lm.fit(self.IDS, verbose=0, epochs=2).history
+
+        assert "hits" in history
+        assert int(lm.optimizer.iterations) == 2
+        changed = [
+            (b != keras.ops.convert_to_numpy(v)).any()
+            for b, v in zip(before, lm.trainable_variables, strict=True)
+        ]
+        assert sum(changed) > len(changed) / 2
+        for b, v in zip(frozen, lm.non_trainable_variables, strict=True):
+            np.testing.assert_array_equal(b, keras.ops.convert_to_numpy(v))
+
+    @pytest.mark.parametrize("change", CHANGES[::2], ids=["lora", "unfreeze"])
+    def test_an_optimizer_of_ones_own_needs_compile_again(self, change):
+        lm = self.make_lm("adam")
+        change(lm.backbone)
+
+        with pytest.raises(ValueError, match="What is trained has changed since compile"):
+            lm.fit(self.IDS, verbose=0)
+
+        lm.compile("adam")
+        lm.fit(self.IDS, verbose=0)
