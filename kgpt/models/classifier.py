@@ -158,11 +158,13 @@ class TextClassifier(Head):
     def check_task(self, batches):
         super().check_task(batches)
         names = batches.class_names
-        if None not in (names, self.class_names) and list(names) != self.class_names:
+        own = self.class_names or (names if names and len(names) == self.num_classes else None)
+        if names is not None and list(names) != own:
             raise ValueError(
                 "The data and the model must count the classes in the same order. "
-                f"Received: class_names={list(names)} in the data and {self.class_names} in the "
-                "model. Give the model's class_names to the data as well."
+                f"Received: class_names={list(names)} in the data and {own} in the model, with "
+                f"num_classes={self.num_classes}. Give the model's class_names, which may be those "
+                "of its first fit, to the data as well."
             )
 
     @overload

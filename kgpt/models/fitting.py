@@ -271,10 +271,9 @@ def _without_texts(task, x, y, sample_weight, batch_size, seed=None, learns=Fals
     """Returns data of texts as batches of token ids, and other data as they are."""
     if learns:
         task.look_at(x, y)
+        task.learn_from(x, y)
     if not is_text(x):
         return x, y, sample_weight
-    if learns:
-        task.learn_from(y)
     return batches_of(task, x, y, sample_weight, batch_size, seed), None, None
 
 

@@ -206,8 +206,8 @@ class Task(WholeModel, keras.Model):
     def look_at(self, x, y):
         """Warns of data of a fit from which nothing can be learned."""
 
-    def learn_from(self, y):
-        """Learns what the targets of the first `fit` say of the model, such as names of classes."""
+    def learn_from(self, x, y):
+        """Learns what the data of the first `fit` say of the model, such as names of classes."""
 
     def known_targets(self, x):
         """Returns the targets that arrays of inputs have in them; ValueError if there are none."""

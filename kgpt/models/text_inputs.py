@@ -3,7 +3,8 @@
 from kgpt.data import tasks
 from kgpt.data.completions import documents
 from kgpt.data.multi_labels import are_rows, names_in
-from kgpt.data.text_sources import TextDataset, rows_of
+from kgpt.data.task_batches import TaskBatches
+from kgpt.data.text_sources import TextDataset, is_text, rows_of
 
 
 def batches_of(task, x, y=None, sample_weight=None, batch_size=None, seed=None):
@@ -41,18 +42,22 @@ def check_tokenizer(task):
         )
 
 
-def learn_class_names(classifier, labels):
-    """Sets the names of the classes from the first labels that are names."""
-    if classifier.class_names is not None or labels is None:
+def learn_class_names(classifier, x, labels):
+    """Sets the names of the classes from the first texts or batches whose labels are names."""
+    names = []
+    if isinstance(x, TaskBatches):
+        names = x.class_names or []
+    elif is_text(x) and labels is not None:
+        names = sorted(names_in(labels))
+    if classifier.class_names is not None or not names:
         return
-    names = sorted(names_in(labels))
-    if not names:
+    if names == [str(number) for number in range(classifier.num_classes)]:  # of range(5)
         return
     if len(names) != classifier.num_classes:
         raise ValueError(
             f"The labels must have as many names as there are classes. Received: {len(names)} "
             f"names, {', '.join(names)[:100]}, with num_classes={classifier.num_classes}. "
-            "Try class_names=[...] with all of them."
+            "Try class_names=[...] with all of them, in the model and in the data."
         )
     classifier.class_names = names
 

@@ -42,6 +42,45 @@ def test_it_learns_names_from_texts_and_keeps_them_in_its_file(tmp_path):
     assert loaded.class_names == NAMES
 
 
+def test_a_fit_learns_the_names_in_batches_and_refuses_others():
+    def data(texts, labels, **options):
+        return kgpt.data.classification(texts, labels, TOKENIZER, 16, **options)
+
+    model = make_classifier()
+    model.compile("sgd")
+    part = data(["ab", "cd"], ["fine", "odd"])
+
+    with pytest.raises(ValueError, match=r"Received: 2 names, fine, odd, with num_classes=3"):
+        model.fit(part, verbose=0)
+    with pytest.raises(ValueError, match=r"in the data and None in the model, with num_classes=3"):
+        model.evaluate(part, verbose=0)
+    model.fit(data(["ab", "c", "d"], NAMES), verbose=0)
+
+    assert model.class_names == NAMES
+    assert set(model.predict_text(["ab", "cd"])) <= set(NAMES)
+    both = r"class_names=\['fine', 'odd'\] in the data and \['dull', 'fine', 'odd'\] in the model"
+    for call in (
+        model.evaluate,
+        model.fit,
+        lambda x, **o: model.fit(["ab"] * 3, NAMES, validation_data=x, **o),
+        model.predict,  # by which callbacks.Scores compares
+    ):
+        with pytest.raises(ValueError, match=both):
+            call(part, verbose=0)
+    model.evaluate(data(["ab", "cd"], ["fine", "odd"], class_names=NAMES), verbose=0)
+    model.evaluate(data(["ab", "cd"], [1, 2]), verbose=0)
+
+
+def test_numbers_of_classes_are_no_names_to_learn():
+    data = kgpt.data.classification(["a", "b"], [0, 1], TOKENIZER, 16, class_names=range(3))
+    model = make_classifier()
+    model.compile("sgd")
+
+    model.fit(data, verbose=0)
+
+    assert model.class_names is None
+
+
 def test_without_names_the_answers_are_numbers():
     model = randomize(make_classifier())
 
