@@ -109,13 +109,6 @@ def take_filling(x, sample_weight=None):
     return x, weights, is_real
 
 
-def over_real_rows(sample_weight, is_real):
-    """Returns weights with which a mean over all rows, Keras's losses', is one over the real."""
-    if is_real is None:
-        return sample_weight
-    return sample_weight * (ops.cast(ops.shape(is_real)[0], "float32") / ops.sum(is_real))
-
-
 @contextlib.contextmanager
 def in_step(is_real):
     """Inside, `num_rows` counts the real rows alone."""

@@ -2,7 +2,6 @@
 
 import keras
 from keras import ops
-from keras.src.backend import set_keras_mask
 
 from kgpt import generation
 from kgpt.arguments import checked
@@ -29,7 +28,7 @@ class CausalLM(Task):
     padding by `padding_mask` and of one document by `segment_ids`. Beside `y`, weights
     `(batch, length)` say alone which of the real tokens count. A target of -100 or -1 does not
     count. Reported are `loss` (nats per token), `perplexity` and `accuracy`, exact over all
-    tokens.
+    tokens. A Keras loss and compiled metrics have the same targets and count the same tokens.
 
     Args:
         backbone: a `GPTBackbone`.
@@ -117,10 +116,9 @@ class CausalLM(Task):
             metric.update_state(figure, sample_weight=count)
         return ops.divide_no_nan(loss_sum, sum_over_replicas(count)) + added
 
-    def metric_targets(self, x, y, outputs, sample_weight):
-        y, weights = next_token_targets(**x, targets=y)
-        set_keras_mask(outputs, weights > 0)
-        return y, outputs
+    def counted(self, x, y, sample_weight, is_real):
+        y, weights = next_token_targets(**x, targets=y, sample_weight=sample_weight)
+        return y, weights, ops.not_equal(weights, 0)
 
     generate = generation.generate
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
+from keras.src.backend import set_keras_mask
 
 from kgpt import recipes
 from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
-from kgpt.data.filling import in_step, over_real_rows, take_filling
+from kgpt.data.filling import in_step, num_rows, take_filling
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
@@ -41,12 +42,19 @@ def _in_step(task, training):
         _step.reset(token)
 
 
+def _masked(outputs, mask):
+    """Returns outputs of which losses and metrics of Keras count what a mask says."""
+    if mask is not None:
+        keras.tree.map_structure(lambda output: set_keras_mask(output, mask), outputs)
+    return outputs
+
+
 class Task(WholeModel, keras.Model):
     """A functional model over a shared `GPTBackbone`, with a loss that needs no full logits.
 
     `compile()` with no loss trains with the model's own loss: training and evaluation pass the
     hidden states to `own_loss`, and report exact means over what counts, whatever the sizes of the
-    batches. `compile(loss=...)` is plain Keras.
+    batches. `compile(loss=...)` takes a loss of Keras.
 
     A subclass defines:
         own_metrics: list of metrics, the first of them named "loss".
@@ -286,8 +294,12 @@ class Task(WholeModel, keras.Model):
         y, sample_weight, wrong = self.weigh(x, y, sample_weight, class_weight)
         self._uncounted().update_state(wrong)
         if not self._uses_own_loss:
-            sample_weight = over_real_rows(sample_weight, is_real)
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
+            y, sample_weight, mask = self.counted(x, y, sample_weight, is_real)
+            loss = super().compute_loss(x, y, _masked(y_pred, mask), sample_weight, training)
+            count = num_rows(x["token_ids"]) if mask is None else ops.sum(ops.cast(mask, "float32"))
+            reported = ops.stop_gradient(loss) * num_replicas()  # by which Keras divides it
+            self.own_metrics[0].update_state(reported, sample_weight=count)
+            return loss
         with _in_step(None, False), in_step(is_real):  # a loss that calls the model gets outputs
             if not is_in_step:
                 runs = y_pred is None
@@ -301,29 +313,30 @@ class Task(WholeModel, keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self._compile_metrics is None:  # the own ones are updated with the loss
             return super().compute_metrics(x, y, y_pred, sample_weight)
-        x, sample_weight, _ = take_filling(take_share(x)[0], sample_weight)
+        x, sample_weight, is_real = take_filling(take_share(x)[0], sample_weight)
         x = self.standardize_inputs(x)
         _, training = _step.get()
         class_weight = self._class_weight if training else None
         y, sample_weight, _ = self.weigh(x, y, sample_weight, class_weight)
         if self._in_own_step:
             _, y_pred = y_pred
-        if self._uses_own_loss:
-            y, y_pred = self.metric_targets(x, y, y_pred, sample_weight)
-        return super().compute_metrics(x, y, y_pred, sample_weight)
+        y, sample_weight, mask = self.counted(x, y, sample_weight, is_real)
+        return super().compute_metrics(x, y, _masked(y_pred, mask), sample_weight)
 
-    def metric_targets(self, x, y, outputs, sample_weight):
-        """Returns targets and outputs for the metrics that are compiled beside the own loss."""
-        return y, outputs
+    def counted(self, x, y, sample_weight, is_real):
+        """Returns what losses and metrics of Keras take: targets, weights and what of them counts.
+
+        The last is a bool tensor, or None for everything; `is_real` are the rows that count.
+        """
+        return y, sample_weight, None if is_real is None else is_real > 0
 
     @property
     def metrics(self):
-        own = [*self.own_metrics, *self._in_no_logs()]
-        others = [m for m in super().metrics if all(m is not other for other in own)]
-        if not self._uses_own_loss:
-            return [*others, self._uncounted()]
         # Keras's own tracker weighs batches by their rows: the first own metric is the exact one.
-        others = [m for m in others if m is not self._loss_tracker]
+        known = [*self.own_metrics, *self._in_no_logs(), self._loss_tracker]
+        others = [m for m in super().metrics if all(m is not other for other in known)]
+        if not self._uses_own_loss:
+            return [self.own_metrics[0], *others, self._uncounted()]
         return [*self.own_metrics, *others, *self._in_no_logs()]
 
     @property

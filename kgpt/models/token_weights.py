@@ -13,10 +13,7 @@ IGNORED_TARGETS = (-100, -1)
 
 
 def weigh(self, x, y, sample_weight, class_weight=None):
-    """Weighs the tokens of a batch, inside the step, as `Task.weigh` says.
-
-    With the own loss, a target that does not count is -1.
-    """
+    """Weighs the tokens of a batch, inside the step: a target that does not count becomes -1."""
     shape = x["token_ids"].shape
     check_weight_shape(sample_weight, shape[:1], (shape[0], 1), shape)
     if sample_weight is not None:
@@ -30,11 +27,7 @@ def weigh(self, x, y, sample_weight, class_weight=None):
     is_token = ops.logical_and(y >= 0, y < self.backbone.vocabulary_size)
     is_ignored = ops.logical_or(*(ops.equal(y, target) for target in IGNORED_TARGETS))
     wrong = ops.sum(1.0 - ops.cast(ops.logical_or(is_token, is_ignored), "float32"))
-    if self._uses_own_loss:
-        return ops.where(is_token, y, -1), sample_weight, wrong
-    counts = ops.cast(is_token, "float32")
-    sample_weight = counts if sample_weight is None else counts * sample_weight
-    return ops.where(is_token, y, 0), sample_weight, wrong
+    return ops.where(is_token, y, -1), sample_weight, wrong
 
 
 def known_targets(self, x):

@@ -135,17 +135,6 @@ class TestTargetsOfTokens:
 
         np.testing.assert_allclose(loss, self.expected(ignored), rtol=1e-5)
 
-    def test_a_loss_of_keras_does_not_count_them(self, ignored):
-        lm = make_lm()
-        lm.compile(
-            "sgd",
-            keras.losses.SparseCategoricalCrossentropy(True, reduction="mean_with_sample_weight"),
-        )
-
-        loss = lm.evaluate(X, ignored, verbose=0)
-
-        np.testing.assert_allclose(loss, self.expected(ignored), rtol=1e-5)
-
     @pytest.mark.parametrize("wrong", [VOCABULARY, 300, -2])
     @pytest.mark.parametrize("source", HOST_SOURCES.values(), ids=HOST_SOURCES)
     def test_batches_that_pass_the_host_refuse_targets_that_are_no_tokens(self, source, wrong):
@@ -188,6 +177,90 @@ class TestTargetsOfTokens:
         for call in (lm.train_on_batch, lm.test_on_batch, lm.predict_on_batch):
             with pytest.raises(ValueError, match="Each id in token_ids"):
                 call(X + 300)
+
+
+MASK = np.arange(LENGTH) < np.array([[6], [2], [3], [5]])
+PADDED = {"token_ids": X, "padding_mask": MASK}
+IGNORED = np.where(np.arange(LENGTH) < np.array([[2], [1], [6], [3]]), -100, Y)
+WEIGHTS = (np.arange(LENGTH) >= np.array([[2], [1], [5], [3]])).astype("float32")
+DATA = {
+    "ids": (X,),
+    "padded ids": (PADDED,),
+    "padded and ignored": (PADDED, IGNORED),
+    "weighted": (PADDED, Y, WEIGHTS),
+}
+LOSSES = {
+    "own": None,
+    "mean": keras.losses.SparseCategoricalCrossentropy(True),
+    "weighted mean": keras.losses.SparseCategoricalCrossentropy(
+        True, reduction="mean_with_sample_weight"
+    ),
+    "function": lambda y, logits: keras.losses.sparse_categorical_crossentropy(y, logits, True),
+}
+
+
+class TestLossesAndMetricsOfKeras:
+    """They count what the own loss counts, in batches of unequal padding."""
+
+    def figures(self, loss, x, y=None, sample_weight=None, **options):
+        lm = make_lm()
+        metrics = {
+            name: [keras.metrics.SparseCategoricalCrossentropy(f"{name[0]}_ce", from_logits=True)]
+            for name in ("metrics", "weighted_metrics")
+        }
+        lm.compile(keras.optimizers.SGD(0.0), loss, **metrics)
+        options = {"sample_weight": sample_weight, "verbose": 0, **options}
+        evaluated = lm.evaluate(x, y, return_dict=True, **options)
+        trained = lm.fit(x, y, shuffle=None, **options).history["loss"]
+        return [evaluated["loss"], *trained], evaluated["m_ce"], evaluated["w_ce"]
+
+    @pytest.mark.parametrize("loss", [LOSSES["own"], LOSSES["mean"]], ids=["own", "mean"])
+    @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+    def test_they_are_means_over_what_counts(self, data, loss):
+        x, y, weights = (*data, None, None)[:3]
+        mask = MASK if isinstance(x, dict) else np.ones_like(X, "bool")
+        counts = mask.copy()
+        if weights is None:  # which say alone what of the real tokens counts
+            counts[:, :-1] &= mask[:, 1:]
+        if y is None:
+            counts[:, -1] = False
+        else:
+            counts &= y >= 0
+        if weights is not None:
+            counts &= weights > 0
+        expected = mean(token_losses(make_lm(), X, Y), counts)
+
+        losses, *metrics = self.figures(loss, *data, batch_size=2)
+
+        np.testing.assert_allclose([*losses, *metrics], [expected] * 4, rtol=1e-5)
+
+    @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+    def test_the_last_token_of_a_completion_counts(self, loss):
+        tokenizer = kgpt.Tokenizer.train(["abcdef"], style="characters")
+        data = kgpt.data.completions(["ab", "c"] * 2, ["de", "f"] * 2, tokenizer, LENGTH, 2)
+        expected = make_lm().evaluate(data, verbose=0)[0]
+        x, y, weights = data.in_order()
+        by_hand = mean(token_losses(make_lm(), x["token_ids"], y), weights)
+
+        losses, *metrics = self.figures(loss, data, sample_weight=None)
+
+        np.testing.assert_allclose([expected, *losses, *metrics], [by_hand] * 5, rtol=1e-5)
+
+    def test_weights_of_rows_count_as_kerass(self):
+        weights = np.array([0.5, 2.0, 0.0, 1.0], "float32")
+        losses = token_losses(make_lm(), X, Y)
+        of_rows = np.broadcast_to(weights[:, None], Y.shape)
+        summed = (losses * of_rows).sum()
+
+        own, by_keras = (
+            self.figures(LOSSES[name], X, Y, sample_weight=weights) for name in ("own", "mean")
+        )
+
+        np.testing.assert_allclose(own[0], [summed / of_rows.sum()] * 2, rtol=1e-5)
+        np.testing.assert_allclose(by_keras[0], [summed / (of_rows > 0).sum()] * 2, rtol=1e-5)
+        for figures in (own, by_keras):
+            np.testing.assert_allclose(figures[1], mean(losses, of_rows > 0), rtol=1e-5)
+            np.testing.assert_allclose(figures[2], mean(losses, of_rows), rtol=1e-5)
 
 
 class TestLabelsOfClasses:
