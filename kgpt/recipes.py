@@ -36,7 +36,7 @@ class AdamW(keras.optimizers.AdamW):
     """Keras's AdamW, with weight decay on matrices only, and two options for fine-tuning.
 
     Biases and the gains of layer norms, which are vectors, do not decay (GPT-1, section 4.1).
-    Unlike `exclude_from_weight_decay`, the rule survives saving and loading.
+    Unlike `exclude_from_weight_decay`, which excludes more, the rule survives saving and loading.
 
     Args:
         learning_rate: as for `keras.optimizers.AdamW`.
@@ -64,7 +64,6 @@ class AdamW(keras.optimizers.AdamW):
         self.exact = exact
 
     def build(self, variables):
-        self.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
         self._shares = _shares_by_depth([v.path for v in variables], self.layer_decay)
         super().build(variables)
 
@@ -79,6 +78,9 @@ class AdamW(keras.optimizers.AdamW):
 
     def _var_key(self, variable):
         return super()._var_key(getattr(variable, "narrow", variable))
+
+    def _use_weight_decay(self, variable):
+        return len(variable.shape) > 1 and super()._use_weight_decay(variable)
 
     def _share(self, variable):
         """Returns the share of the learning rate that a variable has."""

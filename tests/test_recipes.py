@@ -48,6 +48,21 @@ def test_a_schedule_that_cannot_be_is_refused(arguments, message):
         recipes.pretraining_optimizer(**arguments)
 
 
+def test_variables_excluded_by_hand_do_not_decay_either():
+    optimizer = recipes.AdamW(0.1, weight_decay=0.5)
+    variables = [
+        keras.Variable(np.ones(shape), name=name)
+        for name, shape in [("kernel", (2, 3)), ("position", (2, 3)), ("other", (3, 2)), ("b", 3)]
+    ]
+    optimizer.exclude_from_weight_decay([variables[2]], ["position"])
+
+    optimizer.build(variables)
+    optimizer.apply([ops.zeros_like(v) for v in variables])
+
+    found = [float(ops.convert_to_numpy(v).flat[0]) for v in variables]
+    np.testing.assert_allclose(found, [0.95, 1, 1, 1], rtol=1e-6)
+
+
 def test_weight_decay_acts_on_matrices_only_also_after_saving():
     config = keras.optimizers.serialize(recipes.AdamW(0.1, weight_decay=0.5))
 
