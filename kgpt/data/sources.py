@@ -9,6 +9,8 @@ import re
 import types
 
 import keras
+import numpy as np
+from keras import ops
 from keras.src.trainers.data_adapters import (
     is_grain_dataset,
     is_tf_dataset,
@@ -118,7 +120,7 @@ class CheckedSource:
         except ValueError as error:
             self._error = error
             raise
-        return batch
+        return without_uint64(batch)
 
     def _checked(self, batches):
         for batch in batches:
@@ -172,16 +174,35 @@ def _with_checked_ids(dataset, vocabulary_size, message):
     def check(*batch):
         x = batch[0]
         ids = x.get("token_ids") if isinstance(x, dict) else x
-        if not isinstance(ids, tf.Tensor) or not ids.dtype.is_integer:
-            return batch if len(batch) > 1 else x
-        with tf.control_dependencies(
-            [
-                tf.debugging.assert_non_negative(ids, message),
-                tf.debugging.assert_less(ids, tf.cast(vocabulary_size, ids.dtype), message),
-            ]
-        ):
-            ids = tf.identity(ids)
-        x = {**x, "token_ids": ids} if isinstance(x, dict) else ids
-        return (x, *batch[1:]) if len(batch) > 1 else x
+        if isinstance(ids, tf.Tensor) and ids.dtype.is_integer:
+            ids = tf.cast(ids, tf.int64)  # narrower ones may lack the size of the vocabulary
+            with tf.control_dependencies(
+                [
+                    tf.debugging.assert_non_negative(ids, message),
+                    tf.debugging.assert_less(ids, tf.cast(vocabulary_size, tf.int64), message),
+                ]
+            ):
+                ids = tf.cast(ids, tf.int32)
+            x = {**x, "token_ids": ids} if isinstance(x, dict) else ids
+        batch = tf.nest.map_structure(narrow, (x, *batch[1:]))
+        return batch if len(batch) > 1 else batch[0]
+
+    def narrow(column):  # PyTorch has no uint64, and JAX cuts its upper half off
+        if not isinstance(column, tf.Tensor) or column.dtype != tf.uint64:
+            return column
+        return tf.cast(tf.minimum(column, tf.constant(2**32 - 1, tf.uint64)), tf.uint32)
 
     return dataset.map(check)
+
+
+def without_uint64(columns):
+    """Returns arrays or tensors of uint64, which PyTorch lacks, as int64, others as they are."""
+
+    def convert(column):
+        if not str(getattr(column, "dtype", "")).endswith("uint64"):
+            return column
+        if isinstance(column, np.ndarray):
+            return np.minimum(column, np.uint64(2**63 - 1)).astype("int64")
+        return ops.cast(column, "int64")
+
+    return keras.tree.map_structure(convert, columns)

@@ -9,7 +9,13 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 from kgpt.console import with_progress_bar
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.filling import FilledBatches, fill_batch, filled
-from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
+from kgpt.data.sources import (
+    CheckedSource,
+    errors_of,
+    kind_of,
+    refuse_beside_batches,
+    without_uint64,
+)
 from kgpt.data.task_batches import TaskBatches
 from kgpt.data.text_sources import is_text, split_texts, unpack
 from kgpt.data.updates import Updates, by_update
@@ -263,6 +269,7 @@ def _with_arrays(x, y=None, sample_weight=None):
     if kind_of(x) is not None or is_text(x):
         return x, y, sample_weight
     columns = tuple(map(as_arrays, ("x", "y", "sample_weight"), (x, y, sample_weight)))
+    columns = without_uint64(columns)
     check_rows(*columns)
     return columns
 

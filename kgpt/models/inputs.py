@@ -1,5 +1,6 @@
 """What models take as inputs, brought into one form."""
 
+import keras
 from keras import ops
 
 from kgpt.kernels.platform import dynamic_shape, has_static_rank
@@ -24,7 +25,23 @@ def complete_inputs(inputs):
             'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask" '
             f'and "segment_ids". Received: {received}.'
         )
-    return {name: inputs.get(name) for name in names}
+    padding_mask = inputs.get("padding_mask")
+    ids = {name: widened(inputs.get(name)) for name in ("token_ids", "segment_ids")}
+    return {name: ids.get(name, padding_mask) for name in names}
+
+
+def widened(ids):
+    """Returns integers as int32 or int64; values and tensors of other dtypes as they are.
+
+    Beside a narrower or unsigned dtype, an int of Python such as -100 is cut to that dtype.
+    """
+    dtype = getattr(ids, "dtype", None)
+    dtype = dtype and keras.backend.standardize_dtype(dtype)
+    if not dtype or "int" not in dtype or dtype in ("int32", "int64"):
+        return ids
+    if dtype in ("uint32", "uint64"):  # what int32 lacks is in no vocabulary
+        ids = ops.minimum(ids, 2**31 - 1)
+    return ops.cast(ids, "int32")
 
 
 def standardize_sequences(inputs, num_sequences=None):

@@ -5,8 +5,10 @@
 
 import numbers
 
+import keras
 import numpy as np
 from keras import ops
+from keras.src.backend import set_keras_mask
 
 
 def weigh_labels(y, sample_weight, num_classes, class_weight=None):
@@ -130,3 +132,10 @@ def read_class_weight(class_weight, num_classes=None, class_names=None):
     table = np.ones(max(classes) + 1, "float32")
     table[classes] = list(class_weight.values())
     return table
+
+
+def masked(outputs, mask):
+    """Returns outputs of which losses and metrics of Keras count what a mask says."""
+    if mask is not None:
+        keras.tree.map_structure(lambda output: set_keras_mask(output, mask), outputs)
+    return outputs

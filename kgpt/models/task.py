@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
-from keras.src.backend import set_keras_mask
 
 from kgpt import recipes
 from kgpt.arguments import checked
@@ -23,6 +22,7 @@ from kgpt.models.default_optimizer import UNKNOWN_STEPS
 from kgpt.models.lora import revive_lora
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
+from kgpt.models.sample_weights import masked
 from kgpt.models.trained_dtypes import check_trained_dtypes
 from kgpt.models.whole_model import WholeModel
 from kgpt.tokenizer import Tokenizer
@@ -40,13 +40,6 @@ def _in_step(task, training):
         yield
     finally:
         _step.reset(token)
-
-
-def _masked(outputs, mask):
-    """Returns outputs of which losses and metrics of Keras count what a mask says."""
-    if mask is not None:
-        keras.tree.map_structure(lambda output: set_keras_mask(output, mask), outputs)
-    return outputs
 
 
 class Task(WholeModel, keras.Model):
@@ -295,7 +288,7 @@ class Task(WholeModel, keras.Model):
         self._uncounted().update_state(wrong)
         if not self._uses_own_loss:
             y, sample_weight, mask = self.counted(x, y, sample_weight, is_real)
-            loss = super().compute_loss(x, y, _masked(y_pred, mask), sample_weight, training)
+            loss = super().compute_loss(x, y, masked(y_pred, mask), sample_weight, training)
             count = num_rows(x["token_ids"]) if mask is None else ops.sum(ops.cast(mask, "float32"))
             reported = ops.stop_gradient(loss) * num_replicas()  # by which Keras divides it
             self.own_metrics[0].update_state(reported, sample_weight=count)
@@ -321,7 +314,7 @@ class Task(WholeModel, keras.Model):
         if self._in_own_step:
             _, y_pred = y_pred
         y, sample_weight, mask = self.counted(x, y, sample_weight, is_real)
-        return super().compute_metrics(x, y, _masked(y_pred, mask), sample_weight)
+        return super().compute_metrics(x, y, masked(y_pred, mask), sample_weight)
 
     def counted(self, x, y, sample_weight, is_real):
         """Returns what losses and metrics of Keras take: targets, weights and what of them counts.

@@ -5,7 +5,7 @@ from keras import ops
 from kgpt.data.task_batches import TaskBatches
 from kgpt.losses import next_token_targets
 from kgpt.models.checks import check_ids
-from kgpt.models.inputs import complete_inputs
+from kgpt.models.inputs import complete_inputs, widened
 from kgpt.models.sample_weights import check_weight_shape
 
 # Targets that mark a position as not counted, as in transformers and in nanoGPT.
@@ -22,7 +22,7 @@ def weigh(self, x, y, sample_weight, class_weight=None):
             sample_weight = sample_weight[:, None]
     if y is None:
         return None, sample_weight, 0.0
-    y = ops.convert_to_tensor(y)
+    y = widened(ops.convert_to_tensor(y))
     y = ops.squeeze(y, axis=-1) if len(y.shape) == 3 else y
     is_token = ops.logical_and(y >= 0, y < self.backbone.vocabulary_size)
     is_ignored = ops.logical_or(*(ops.equal(y, target) for target in IGNORED_TARGETS))

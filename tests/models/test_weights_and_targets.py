@@ -13,9 +13,9 @@ VOCABULARY, ROWS, LENGTH = 11, 4, 6
 HOST_SOURCES = {name: SOURCES[name] for name in ("generator", "PyDataset", "DataLoader", "grain")}
 
 
-def make_lm():
+def make_lm(vocabulary_size=VOCABULARY):
     keras.utils.set_random_seed(0)
-    lm = kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 1, 1, 4, 4, 0.0, LENGTH))
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(vocabulary_size, 1, 1, 4, 4, 0.0, LENGTH))
     generator = np.random.default_rng(0)
     for weight in lm.weights:
         weight.assign(generator.normal(size=weight.shape))
@@ -261,6 +261,48 @@ class TestLossesAndMetricsOfKeras:
         for figures in (own, by_keras):
             np.testing.assert_allclose(figures[1], mean(losses, of_rows > 0), rtol=1e-5)
             np.testing.assert_allclose(figures[2], mean(losses, of_rows), rtol=1e-5)
+
+
+class TestIntegersOfOtherDtypes:
+    DTYPES = ("int8", "uint8", "int16", "uint16", "uint32", "uint64")
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_arrays_of_every_dtype_count_as_int32(self, dtype):
+        lm, x, y = make_lm(70_001), X.astype(dtype), Y.astype(dtype)  # more than 16 bits hold
+        losses = token_losses(lm, X, Y)
+        weights = np.array([0.5, 2.0, 0.0, 1.0], "float32")
+
+        found = [
+            lm.evaluate(x, y, verbose=0)[0],
+            lm.fit({"token_ids": x, "segment_ids": x * 0}, y, verbose=0).history["loss"][0],
+            lm.train_on_batch(x, y)[0],
+            lm.test_on_batch(x, y)[0],
+        ]
+        weighted = lm.evaluate(x, sample_weight=weights, verbose=0)[0]
+
+        np.testing.assert_allclose(found, [losses.mean()] * 4, rtol=1e-5)
+        expected = mean(losses[:, :-1], weights[:, None])
+        np.testing.assert_allclose(weighted, expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("name", ["generator", "tf.data", "PyDataset"])
+    def test_batches_of_every_dtype_count_as_int32(self, name, dtype):
+        lm = make_lm(70_001)
+
+        found = lm.evaluate(SOURCES[name](X.astype(dtype), Y.astype(dtype)), verbose=0)[0]
+
+        np.testing.assert_allclose(found, token_losses(lm, X, Y).mean(), rtol=1e-5)
+
+    @pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64"])
+    def test_unsigned_dtypes_have_no_targets_to_ignore(self, dtype):
+        y = Y.copy()
+        y[0, 0] = -100
+        y = y.astype(dtype)
+
+        with pytest.raises(ValueError, match="Each id in next tokens"):
+            make_lm().evaluate(X, y, verbose=0)
+        with pytest.warns(UserWarning, match="1 targets were left out of the loss"):
+            make_lm().evaluate(SOURCES["tf.data"](X, y), verbose=0)
 
 
 class TestLabelsOfClasses:
