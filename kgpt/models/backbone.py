@@ -177,6 +177,7 @@ class GPTBackbone(WholeModel, keras.Model):
 
     # `call` completes the inputs itself: Keras's own check would insist on all three names.
     input_spec = None
+    _fixed = _OPTIONS
 
     def call(self, inputs, training=None, mask=None):
         """Returns the hidden states for inputs, as token ids or a dict."""

@@ -114,6 +114,10 @@ class TextClassifier(Head):
         self.label_smoothing = label_smoothing
 
     outputs_are_logits = True
+    _fixed = (
+        *("num_classes", "both_orders", "dropout", "multi_label", "label_smoothing"),
+        *Head._fixed,
+    )
     text_batches = text_inputs.classifier_batches
     learn_from = text_inputs.learn_class_names
 

@@ -115,6 +115,8 @@ class Head(Task):
 
     # === Keras's entry points ===
 
+    _fixed = (*Task._fixed, "lm_loss_weight", "num_sequences")
+
     def standardize_inputs(self, inputs):
         """Returns inputs as a dict of tensors `(batch, sequences, length)`."""
         return standardize_sequences(inputs, self.num_sequences)

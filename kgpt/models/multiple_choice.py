@@ -72,6 +72,7 @@ class MultipleChoice(Head):
         self.dropout = dropout
 
     outputs_are_logits = True
+    _fixed = (*Head._fixed, "dropout")
     text_batches = text_inputs.choice_batches
 
     def task_loss(self, y, outputs):

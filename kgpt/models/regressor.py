@@ -80,6 +80,7 @@ class TextRegressor(Head):
         self.dropout = dropout
 
     text_batches = text_inputs.regressor_batches
+    _fixed = (*Head._fixed, "num_outputs", "dropout")
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
         if y is not None:  # `(batch,)` is `(batch, 1)`, for loss and metrics alike

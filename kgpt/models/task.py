@@ -112,6 +112,7 @@ class Task(WholeModel, keras.Model):
     # `call` completes the inputs itself: Keras's own check would insist on the optional ones.
     input_spec = None
     outputs_are_logits = False
+    _fixed = ("backbone",)
     tokenizer: Tokenizer | Any
 
     if TYPE_CHECKING:  # no plain attribute: Keras's bases are unknown, and could be descriptors

@@ -42,7 +42,13 @@ class WholeModel:
             return args[1]
         return super().__new__(cls, *args, **kwargs)
 
+    # Arguments of the constructor that are built into the model: a subclass names its own.
+    _fixed = ()
+    _is_made = False
+
     def __setattr__(self, name, value):
+        if name in self._fixed and self._is_made and getattr(self, name) != value:
+            raise AttributeError(_why_fixed(self, name, value))
         if name != "trainable":
             return super().__setattr__(name, value)
         # On TensorFlow an attribute that has the value already is left alone, and so would be the
@@ -295,9 +301,23 @@ def _completed(init):
         if not self.trainable:  # Keras's constructor says so before it knows the layers
             for layer in self._flatten_layers(include_self=False):
                 layer.trainable = False
+        if type(self).__init__ is complete:  # and not a subclass's, which goes on
+            self._is_made = True
 
     vars(complete).pop("__signature__", None)  # `init` may have one; Keras would look at it
     return complete
+
+
+def _why_fixed(model, name, value) -> str:
+    kind = type(model).__name__
+    how = (
+        f"{kind}.from_config({{**model.get_config(), {name!r}: ...}}) is a new model with another "
+        "value, and new.set_weights(model.get_weights()) gives it what this one has learned."
+    )
+    if name == "backbone":
+        how = f"Make another {kind} over the other body, {kind}(backbone, ...)."
+    received = " ".join(f"{value!r:.80}".split())
+    return f"{name} is fixed when a {kind} is made. Received: {name}={received}. {how}"
 
 
 def _is_clone(cls, args):

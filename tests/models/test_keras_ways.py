@@ -269,6 +269,53 @@ class TestTrainable:
         assert kgpt.TextClassifier(twin, 3).trainable_variables[0].name == "kernel"
 
 
+class TestAssignment:
+    @each_task
+    def test_of_another_backbone_is_refused(self, kind):
+        model, x, _ = make(kind)
+        before = to_numpy(model(x))
+
+        with pytest.raises(AttributeError, match=r"backbone is fixed .* over the other body"):
+            model.backbone = model.backbone.with_vocabulary_size(VOCABULARY + 1)
+
+        model.backbone = model.backbone
+        np.testing.assert_array_equal(to_numpy(model(x)), before)
+
+    @pytest.mark.parametrize("name", ["lm_loss_weight", "dropout", "label_smoothing"])
+    def test_of_what_a_head_is_made_with_is_refused_with_what_to_do(self, name):
+        head, x, _ = make("classifier")
+
+        with pytest.raises(AttributeError, match=rf"from_config\(.*'{name}': ...}}\)"):
+            setattr(head, name, 0.9)
+
+        other = kgpt.TextClassifier.from_config({**head.get_config(), name: 0.9})
+        other.set_weights(head.get_weights())
+        assert getattr(other, name) == 0.9
+        assert same_outputs(other, head, x)
+
+    def test_of_a_bodys_options_is_refused(self):
+        backbone = make_backbone()
+
+        for name in ("dropout", "recompute", "num_layers", "activation"):
+            with pytest.raises(AttributeError, match=f"{name} is fixed when a GPTBackbone is made"):
+                setattr(backbone, name, 3)
+
+    def test_of_what_acts_is_free(self):
+        class WithMargin(kgpt.TextRegressor):
+            def __init__(self, backbone, **kwargs):
+                super().__init__(backbone, **kwargs)
+                self.lm_loss_weight = 0.0
+                self.margin = 1.0
+
+        model = WithMargin(make_backbone())
+        model.margin, model.sequence_length, model.truncate = 2.0, 4, "start"
+        model.backbone.trainable = model.trainable = False
+
+        assert (model.margin, model.lm_loss_weight, model.truncate) == (2.0, 0.0, "start")
+        with pytest.raises(AttributeError, match="lm_loss_weight is fixed when a WithMargin"):
+            model.lm_loss_weight = 1.0
+
+
 class TestCutOut:
     def test_a_part_of_the_body_takes_its_mask_and_segments_as_none(self):
         backbone = randomize(make_backbone())
