@@ -35,6 +35,11 @@ _FOREIGN = {
     "clip_norm": ("max_grad_norm", "grad_clip", "clipnorm", "global_clipnorm"),
     "sequence_length": ("seq_len", "block_size", "max_length"),
     "batch_size": ("per_device_train_batch_size",),
+    "y": ("labels", "targets"),
+    "epochs": ("num_train_epochs", "nb_epoch", "max_epochs"),
+    "validation_data": ("eval_dataset", "val_data"),
+    "allow_special": ("allowed_special",),
+    "name": ("preset",),
     "save_freq": ("save_steps",),
     "prompts": ("input_ids", "inputs"),
     "max_new_tokens": ("max_length", "max_tokens"),
@@ -61,6 +66,18 @@ _NOTES = {
 }
 # What the functions with a certain argument do not have.
 _NOT_BESIDE = {
+    "allow_special": {
+        "add_special_tokens": "Nothing is added at either end: try [*ids, "
+        "tokenizer.end_of_text_id].",
+        **dict.fromkeys(
+            ("padding", "truncation", "return_tensors"),
+            "The ids are those of the text alone. The functions of kgpt.data make batches.",
+        ),
+    },
+    "validation_split": {
+        name: "It belongs to the optimizer: try compile(kgpt.recipes.AdamW(learning_rate=...))."
+        for name in ("learning_rate", "lr", "optimizer", "weight_decay")
+    },
     "backbone": {
         "activation": "The outputs are as they come, logits for classes: try "
         "keras.ops.softmax(logits). The body's is an argument of kgpt.GPTBackbone.",
@@ -105,7 +122,7 @@ def check_keywords(function_name: str, known, unknown):
             note = f" {_NOTES[near[0]]}" if near[0] in _NOTES else ""
             hint = f"Did you mean {meanings[near[0]]}?{note}"
         else:
-            hint = f"It has {', '.join(known)}."
+            hint = f"It has {', '.join(one for one in known if one[0] != '_')}."
         sentences.append(f"{function_name}() has no argument {name!r}. {hint}")
     if sentences:
         raise TypeError(" ".join(sentences))

@@ -14,6 +14,10 @@ def backbone():
     return kgpt.GPTBackbone(**SIZES, max_sequence_length=16)
 
 
+def tokenizer():
+    return kgpt.Tokenizer.train(["a fine film"] * 3, 265)
+
+
 def on_backbone(make):
     """Returns a function of keywords alone from one of a backbone and keywords."""
     make.takes_backbone = True
@@ -48,6 +52,8 @@ MAKERS = {
     "finetuning_optimizer": recipes.finetuning_optimizer,
     "fast_optimizer": recipes.fast_optimizer,
     "Tokenizer.train": kgpt.Tokenizer.train,
+    "Tokenizer.encode": lambda **kwargs: tokenizer().encode("a", **kwargs),
+    "from_preset alone": lambda **kwargs: kgpt.CausalLM.from_preset(**kwargs),
     "windows": kgpt.data.windows,
     "plan": kgpt.plan,
     "classification": kgpt.data.classification,
@@ -98,6 +104,8 @@ MISSPELT = [
     ("Scores", "prefixes", "prefix"),
 ]
 FOREIGN = [
+    ("Tokenizer.encode", "allowed_special", "allow_special"),
+    ("from_preset alone", "preset", "name"),
     *(("GPTBackbone", name, "vocabulary_size") for name in ("vocab_size", "n_vocab")),
     *(("GPTBackbone", name, "num_layers") for name in ("n_layer", "num_hidden_layers")),
     *(("GPTBackbone", name, "num_heads") for name in ("n_head", "num_attention_heads")),
@@ -247,3 +255,16 @@ def test_a_checked_function_keeps_its_signature_and_docstring():
     assert function.__doc__ == "Counts."
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'steps'"):
         function(repeat=True)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "words"),
+    [
+        ("add_special_tokens", "Nothing is added at either end"),
+        ("padding", "kgpt.data make batches"),
+    ],
+)
+def test_a_tokenizer_says_what_it_does_in_place_of_transformers_keywords(keyword, words):
+    for encode in (tokenizer().encode, tokenizer()):
+        with pytest.raises(TypeError, match=f"no argument '{keyword}'. .*{words}"):
+            encode("a", **{keyword: True})

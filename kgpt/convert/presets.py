@@ -32,11 +32,11 @@ _FREE = ("dropout", "attention_dropout", "recompute", "dtype", "name", "trainabl
 
 def load(cls, name, load_weights: bool, options: dict):
     """Returns what `from_preset` of a class returns."""
+    of_body, of_head = _parted(cls, options)
     if not isinstance(name, str | os.PathLike):
         refuse("name", name, "a preset, a folder or a handle on the hub")
     if not isinstance(load_weights, bool):
         refuse("load_weights", load_weights, "a bool")
-    of_body, of_head = _parted(cls, options)
     source = name[5:] if isinstance(name, str) and name.startswith("hf://") else name
     is_size = isinstance(name, str) and name in PRESETS
     if is_size and not load_weights:

@@ -58,7 +58,7 @@ HUB = {
 
 
 @classmethod
-def from_preset(cls: type[Model], name, load_weights: bool = True, **overrides) -> Model:
+def from_preset(cls: type[Model], name=None, load_weights: bool = True, **overrides) -> Model:
     """Returns a model of a known size, of a folder, or of the hub, with weights and tokenizer.
 
     Args:

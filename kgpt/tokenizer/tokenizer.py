@@ -226,6 +226,7 @@ class Tokenizer:
         copy.add_special_tokens(missing)
         return type(self)(copy.to_str())
 
+    @checked
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Turns a text into token ids.
 
