@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
+from kgpt.arguments import checked
 from kgpt.console import with_progress_bar
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.filling import FilledBatches, fill_batch, filled
@@ -31,11 +32,13 @@ from kgpt.models.default_optimizer import (
     compile_if_needed,
     match_optimizer,
 )
+from kgpt.models.fit_arguments import FIT, check_validation
 from kgpt.models.jax_state import weights_come_back
 from kgpt.models.lora import revive_lora
 from kgpt.models.text_inputs import batches_of
 
 
+@checked(passes_on=keras.Model.fit, **FIT)
 def fit(
     self,
     x=None,
@@ -50,8 +53,8 @@ def fit(
     class_weight=None,
     sample_weight=None,
     *,
-    validation_steps=None,
-    validation_batch_size=None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
     **kwargs,
 ):
     """Trains as `keras.Model.fit` does; batches of `kgpt.data` go on from their position.
@@ -72,8 +75,10 @@ def fit(
     acts = not has_order or (shuffle is False and not isinstance(x, ResumableBatches))
     given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
     refuse_beside_batches(x, **given, validation_split=split, shuffle=None if acts else shuffle)
+    options = dict(validation_steps=validation_steps, validation_batch_size=validation_batch_size)
+    check_validation(validation_data, split, **options, **kwargs)
     x, y, sample_weight = _with_arrays(x, y, sample_weight)
-    if split and validation_data is None:
+    if split:
         split_data = split_texts if is_text(x) else train_validation_split
         (x, y, sample_weight), validation_data = split_data((x, y, sample_weight), split)
     shuffle = not has_order and shuffle is not False
@@ -86,12 +91,10 @@ def fit(
     settings["class_weight"] = class_weight
     running = RunningFit((x, y, sample_weight), callbacks, settings)
     training, validation = _source(self, x, y, sample_weight, shuffle), None
-    options = dict(validation_steps=validation_steps, validation_batch_size=validation_batch_size)
     if validation_data is not None:
         validation = _validation(self, validation_data, batch_size, **options)
         options["validation_data"] = validation.data
-    batching = (batch_size, kwargs.get("steps_per_epoch"), shuffle)
-    data = _batches(self, training.data, *batching)
+    data = _batches(self, training.data, batch_size, kwargs.get("steps_per_epoch"), shuffle)
     with errors_of(training, validation), data as (x, y, sample_weight), running.around(self):
         options.update(shuffle=shuffle, sample_weight=sample_weight)
         return keras.Model.fit(
@@ -108,11 +111,13 @@ class RunningFit:
         settings: dict of the other arguments of the fit.
         epoch_iterator: what Keras takes the steps of an epoch from.
         began_at_step: the optimizer's iterations when a run began that is resumed, or None.
+        began_at_epoch: the epochs that were before this run, or before one that is resumed.
     """
 
     def __init__(self, data: tuple, callbacks: list, settings: dict):
         self.data, self.callbacks, self.settings = data, callbacks, settings
         self.epoch_iterator = self.began_at_step = None
+        self.began_at_epoch = settings.get("initial_epoch", 0)
 
     @contextlib.contextmanager
     def around(self, model):
@@ -129,6 +134,7 @@ class RunningFit:
             model.running_fit = None
 
 
+@checked(**FIT)
 def evaluate(
     self,
     x=None,
@@ -139,7 +145,8 @@ def evaluate(
     steps=None,
     callbacks=None,
     return_dict: bool = False,
-    **kwargs,
+    *,
+    _use_cached_eval_dataset: bool = False,
 ):
     """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning.
 
@@ -147,20 +154,22 @@ def evaluate(
     """
     compile_if_needed(self)
     source = None
-    if not kwargs.get("_use_cached_eval_dataset"):  # as in the validation of a fit
+    if not _use_cached_eval_dataset:  # as in the validation of a fit
         given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
         refuse_beside_batches(x, **given)
         x, y, sample_weight = _with_arrays(x, y, sample_weight)
         x, y, sample_weight = _without_texts(self, x, y, sample_weight, batch_size)
         source = _source(self, _from_beginning(x, steps), y, sample_weight)
         x, y, sample_weight = filled(*source.data, batch_size, steps)
+    options = {"return_dict": return_dict, "_use_cached_eval_dataset": _use_cached_eval_dataset}
     callbacks = with_progress_bar(callbacks, verbose)
     with errors_of(source), weights_come_back(self):
         return keras.Model.evaluate(
-            self, x, y, batch_size, verbose, sample_weight, steps, callbacks, return_dict, **kwargs
+            self, x, y, batch_size, verbose, sample_weight, steps, callbacks, **options
         )
 
 
+@checked(**FIT)
 def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, callbacks=None):
     """Predicts as `keras.Model.predict` does; batches of `kgpt.data` from their beginning.
 
@@ -187,6 +196,7 @@ def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, call
     return outputs
 
 
+@checked
 def train_on_batch(
     self, x, y=None, sample_weight=None, class_weight=None, return_dict: bool = False
 ):
@@ -199,6 +209,7 @@ def train_on_batch(
     return keras.Model.train_on_batch(self, *batch, return_dict=return_dict)
 
 
+@checked
 def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):  # noqa: PT028
     """Evaluates as `keras.Model.test_on_batch` does."""
     x, y, sample_weight = _with_arrays(x, y, sample_weight)
@@ -207,6 +218,7 @@ def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False
     return keras.Model.test_on_batch(self, *batch, return_dict=return_dict)
 
 
+@checked
 def predict_on_batch(self, x):
     """Predicts as `keras.Model.predict_on_batch` does."""
     x, _, _ = _with_arrays(x)

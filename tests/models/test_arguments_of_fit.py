@@ -197,3 +197,89 @@ class TestBesideBatches:
         )
 
         assert {"loss", "val_loss"} <= set(history.history)
+
+
+WRONG = {
+    "epochs": [-1, 1.5, "2", True, None],
+    "initial_epoch": [-1, 0.5],
+    "batch_size": [0, -3, "8", 2.0],
+    "verbose": ["yes", 3, None],
+    "callbacks": ["x", 5, [keras.callbacks.History(), "x"]],
+    "shuffle": [0, "yes", "batch"],
+    "steps_per_epoch": [0, -1],
+    "validation_split": [-0.1, 1.0, "half"],
+    "validation_steps": [0],
+    "validation_batch_size": [0],
+    "validation_freq": [0, [0], "2", []],
+}
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+    )
+    def test_what_can_not_be_meant_is_refused_in_fit(self, name, value):
+        with pytest.raises(ValueError, match=f"^{name} must be .* Received: {name}="):
+            make_classifier().fit(*make_arrays(), **{"verbose": 0, name: value})
+
+    @pytest.mark.parametrize("method", ["evaluate", "predict"])
+    @pytest.mark.parametrize(
+        ("name", "value"), [("steps", 0), ("batch_size", 0), ("verbose", "yes"), ("callbacks", 5)]
+    )
+    def test_and_in_evaluate_and_predict(self, method, name, value):
+        with pytest.raises(ValueError, match=f"^{name} must be .* Received: {name}="):
+            getattr(make_classifier(), method)(make_arrays()[0], **{"verbose": 0, name: value})
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [{"validation_steps": 1}, {"validation_freq": 2}, {"validation_batch_size": 2}],
+        ids=str,
+    )
+    def test_arguments_of_a_validation_need_one(self, arguments):
+        with pytest.raises(ValueError, match="has no effect without validation"):
+            make_classifier().fit(*make_arrays(), **arguments)
+
+    def test_one_validation_is_enough(self):
+        x, y = make_arrays()
+        with pytest.raises(ValueError, match="validation_split has no effect beside"):
+            make_classifier().fit(x, y, validation_split=0.5, validation_data=(x, y))
+
+    def test_what_keras_takes_is_taken(self):
+        x, y = make_arrays()
+        model = make_classifier()
+
+        history = model.fit(
+            *(x, y, np.int64(2), np.int64(3), False, [[keras.callbacks.History()]]),
+            shuffle=np.False_,
+            validation_data=(x, y),
+            validation_freq=(1, 3),
+        ).history
+
+        assert {name: len(values) for name, values in history.items()} == {
+            **dict.fromkeys(("loss", "task_loss", "lm_loss", "accuracy"), 3),
+            **dict.fromkeys(("val_loss", "val_task_loss", "val_lm_loss", "val_accuracy"), 2),
+        }
+        assert model.fit(x, y, validation_freq=1, verbose=0).history["loss"]
+
+
+class TestKeywords:
+    @pytest.mark.parametrize(
+        ("method", "name", "meant"),
+        [
+            ("fit", "labels", "y"),
+            ("fit", "val_data", "validation_data"),
+            ("fit", "sample_weights", "sample_weight"),
+            ("fit", "num_train_epochs", "epochs"),
+            ("evaluate", "verbos", "verbose"),
+            ("evaluate", "labels", "y"),
+            ("predict", "batchsize", "batch_size"),
+            ("train_on_batch", "class_weights", "class_weight"),
+        ],
+    )
+    def test_unknown_ones_are_refused_with_the_nearest(self, method, name, meant):
+        with pytest.raises(TypeError, match=rf"{method}\(\) has no .*Did you mean {meant}\?"):
+            getattr(make_classifier(), method)(make_arrays()[0], **{name: 1})
+
+    def test_the_learning_rate_is_the_optimizers(self):
+        with pytest.raises(TypeError, match=r"belongs to the optimizer.*compile"):
+            make_classifier().fit(make_data(), learning_rate=1e-3)
