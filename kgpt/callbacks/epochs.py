@@ -41,6 +41,7 @@ class Place:
         self.can_resume_at_its_end = fit is not None and kind_of(self.data) in _READ_ANEW
         self._data_state = self.data.get_state() if self.can_resume_within else None
         self.epoch = self.executions = self.steps = 0
+        self.first_epoch = fit.began_at_epoch if fit else 0  # of the run
         self._read = 0  # batches of this pass
         self._seen_before = 0  # Keras's count of the steps of this pass, when the epoch began
 
@@ -82,6 +83,7 @@ class Place:
         """Returns the place as a JSON-serializable dict."""
         return {
             "epoch": self.epoch,
+            "first_epoch": self.first_epoch,
             "steps": self.steps,
             "steps_in_epoch": self._steps_in_epoch(),
             "steps_seen_before_epoch": self._seen_before,
@@ -109,6 +111,7 @@ class Place:
                 "divide."
             )
         self.epoch, self.steps = state["epoch"], state["steps"]
+        self.first_epoch = state.get("first_epoch", 0)  # kgpt 0.1 laid its schedule from 0
         self.executions, self._read = in_epoch // by, state["batches_read"]
         self._seen_before = state["steps_seen_before_epoch"]
         is_over = self.epoch >= self._epochs or (stopped and not self.executions)

@@ -266,6 +266,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         self._first_step, self._saved_at = progress["first_step"], self._place.steps
         if self._fit is not None:
             self._fit.began_at_step = self._first_step
+            self._fit.began_at_epoch = self._place.first_epoch
         self._good, self._skipped = checkpoint.path, progress.get("skipped", [])
         self._stops_after_epoch = stopped and trains
         if self._place.executions:

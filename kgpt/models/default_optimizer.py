@@ -58,8 +58,9 @@ class ScheduleOverFit(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         model = self.model
+        epochs = self.params["epochs"] - model.running_fit.began_at_epoch
         steps = self.params.get("steps")
-        steps = steps * self.params["epochs"] if steps else UNKNOWN_STEPS
+        steps = max(1, steps * epochs) if steps else UNKNOWN_STEPS
         start = model.running_fit.began_at_step
         if start is None:
             start = int(model.optimizer.iterations)

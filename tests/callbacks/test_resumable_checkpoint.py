@@ -25,7 +25,7 @@ def token_file(tmp_path):
     return tmp_path / "tokens.npy"
 
 
-def fit(token_file, *callbacks, optimizer=None, epochs=3, steps_per_epoch=None):
+def fit(token_file, *callbacks, optimizer=None, epochs=3, steps_per_epoch=None, first=0):
     """Nine steps a pass; dropout is on, so that random states matter."""
     keras.utils.set_random_seed(0)
     backbone = kgpt.GPTBackbone(VOCABULARY, 1, 2, 8, max_sequence_length=LENGTH, dropout=0.2)
@@ -34,7 +34,12 @@ def fit(token_file, *callbacks, optimizer=None, epochs=3, steps_per_epoch=None):
     repeat = steps_per_epoch is not None
     train = kgpt.data.windows(token_file, LENGTH, BATCH, seed=0, repeat=repeat)
     history = lm.fit(
-        train, epochs=epochs, steps_per_epoch=steps_per_epoch, callbacks=list(callbacks), verbose=0
+        train,
+        epochs=epochs,
+        initial_epoch=first,
+        steps_per_epoch=steps_per_epoch,
+        callbacks=list(callbacks),
+        verbose=0,
     )
     return lm, history
 
@@ -64,6 +69,24 @@ def test_a_killed_run_that_is_started_again_ends_as_one_that_was_not(
     assert int(resumed.optimizer.iterations) == int(expected.optimizer.iterations)
     for a, b in zip(resumed.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [(1, 1), (1, 0), (0, 1)], ids=str)
+def test_the_schedule_is_laid_over_the_epochs_of_the_run_that_is_resumed(
+    token_file, tmp_path, first
+):
+    """What `initial_epoch` is when a run is resumed does not change it."""
+    before, after = first
+    expected, _ = fit(token_file, optimizer="default", first=before)
+    checkpoint = kgpt.callbacks.ResumableCheckpoint(tmp_path / "run", save_freq=4)
+    with pytest.raises(Killed):
+        fit(token_file, checkpoint, kill_after(14), optimizer="default", first=before)
+    checkpoint = kgpt.callbacks.ResumableCheckpoint(tmp_path / "run", save_freq=4)
+
+    resumed, _ = fit(token_file, checkpoint, optimizer="default", first=after)
+
+    for a, b in zip(resumed.variables, expected.variables, strict=True):
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a, b)))
 
 
 def test_saving_by_epochs_works_with_arrays(tmp_path):

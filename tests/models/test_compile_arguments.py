@@ -109,3 +109,21 @@ def test_a_sampler_is_answered_with_where_it_belongs():
         lm.compile(sampler="greedy")
     with pytest.raises(TypeError, match=r"'jit_compiled'. Did you mean jit_compile"):
         lm.compile(jit_compiled=True)
+
+
+class TestTheDefaultSchedule:
+    @pytest.mark.parametrize("first", [0, 1, 2])
+    def test_it_ends_with_the_fit_wherever_its_epochs_begin(self, first):
+        lm = make_lm()
+
+        lm.fit(IDS, batch_size=2, epochs=3, initial_epoch=first, verbose=0)
+
+        assert int(lm.optimizer.iterations) == 2 * (3 - first)
+        np.testing.assert_allclose(float(lm.optimizer.learning_rate), 0.0, atol=1e-9)
+
+    @pytest.mark.parametrize("epochs", [{"epochs": 0}, {"epochs": 2, "initial_epoch": 2}], ids=str)
+    def test_no_epochs_train_nothing(self, epochs):
+        lm = make_lm()
+
+        assert lm.fit(IDS, **epochs, verbose=0).history == {}
+        assert int(lm.optimizer.iterations) == 0
