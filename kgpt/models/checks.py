@@ -19,6 +19,16 @@ _OF_PROBABILITIES = (
     keras.losses.BinaryCrossentropy,
     keras.losses.BinaryFocalCrossentropy,
 )
+# Keras's metrics that take logits only with another value of an argument than the default.
+_METRICS_OF_PROBABILITIES = {
+    keras.metrics.SparseCategoricalCrossentropy: "from_logits=True",
+    keras.metrics.CategoricalCrossentropy: "from_logits=True",
+    keras.metrics.BinaryCrossentropy: "from_logits=True",
+    keras.metrics.AUC: "from_logits=True",
+    keras.metrics.BinaryAccuracy: "threshold=0.0",
+    keras.metrics.Precision: "thresholds=0.0",
+    keras.metrics.Recall: "thresholds=0.0",
+}
 
 
 def check_devices():
@@ -98,14 +108,20 @@ def check_something_counts(x, sample_weight=None):
             raise ValueError(f"{name} must be finite numbers. Received: NaN or infinity in it.")
 
 
-def check_compiled(optimizer, loss):
-    """Raises ValueError for an optimizer or a loss that Keras does not know."""
+def check_compiled(optimizer, loss, loss_weights=None):
+    """Raises ValueError for an optimizer or a loss that Keras does not know, and lone weights."""
     if not _is_known(optimizer, keras.optimizers.get):
         hint = 'compile() without one, or optimizer="default", takes the recipe for the model.'
         refuse("optimizer", optimizer, "a Keras optimizer, or the name of one", hint)
     if loss is not None and not _is_known(loss, keras.losses.get):
         hint = "compile() without one trains with the model's own."
         refuse("loss", loss, "a Keras loss, a function, or the name of one", hint)
+    if loss is None and loss_weights is not None:
+        raise ValueError(
+            "loss_weights has no effect on the model's own loss. Received: "
+            f"loss_weights={loss_weights!r:.60}, but no loss. The weight of its second part is "
+            "lm_loss_weight, an argument of the heads."
+        )
 
 
 def _is_known(value, get) -> bool:
@@ -163,8 +179,15 @@ def as_arrays(name: str, value):
     return array
 
 
-def warn_of_probabilities(loss):
-    """Warns of a loss of Keras that would take the model's logits for probabilities."""
+def warn_of_probabilities(loss, *metrics):
+    """Warns of a loss and of metrics of Keras that would take the logits for probabilities."""
+    if loss is not None:
+        _warn_of_loss(loss)
+    for given in filter(None, keras.tree.flatten(metrics)):
+        _warn_of_metric(given)
+
+
+def _warn_of_loss(loss):
     try:
         loss = keras.losses.get(loss)
     except (TypeError, ValueError):  # several losses, which Keras checks
@@ -178,5 +201,21 @@ def warn_of_probabilities(loss):
         warnings.warn(
             "The model's outputs are logits, which this loss takes for probabilities. "
             f"Try loss=keras.losses.{class_name}(from_logits=True), or compile() without a loss.",
-            stacklevel=3,
+            stacklevel=5,
+        )
+
+
+def _warn_of_metric(given):
+    try:
+        metric = keras.metrics.get(given)
+    except (TypeError, ValueError):  # which Keras checks
+        return
+    kind = type(metric)
+    for_logits = _METRICS_OF_PROBABILITIES.get(kind)
+    name = for_logits and for_logits.partition("=")[0]
+    if name and metric.get_config()[name] == kind().get_config()[name]:
+        warnings.warn(
+            "The model's outputs are logits, which this metric takes for probabilities. "
+            f"Received: {given!r:.60}. Try keras.metrics.{kind.__name__}({for_logits}).",
+            stacklevel=5,
         )

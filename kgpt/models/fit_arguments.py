@@ -27,13 +27,11 @@ def _callbacks(name, value):
     return value
 
 
-def flag_or(*others):
-    """Returns the rule for a bool, or one of several other values."""
-
-    def rule(name, value):
-        return value if value is None or value in others else flag(name, value)
-
-    return rule
+def _flag_or_auto(name, value):
+    is_auto = value is None or (
+        name == "jit_compile" and isinstance(value, str) and value == "auto"
+    )
+    return value if is_auto else flag(name, value)
 
 
 FIT = {
@@ -45,6 +43,11 @@ FIT = {
     "validation_split": number("[0, 1)"),
     "validation_freq": _validation_freq,
     **dict.fromkeys(("validation_steps", "validation_batch_size"), integer(1)),
+}
+COMPILE = {
+    **dict.fromkeys(("run_eagerly", "jit_compile"), _flag_or_auto),
+    "steps_per_execution": integer(1),
+    "auto_scale_loss": flag,
 }
 
 

@@ -19,6 +19,7 @@ from kgpt.models import fitting
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_probabilities
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
+from kgpt.models.fit_arguments import COMPILE
 from kgpt.models.lora import revive_lora
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
@@ -129,7 +130,7 @@ class Task(WholeModel, keras.Model):
             return self.states_and_outputs(inputs, training=training)
         return super().call(inputs, training=training, mask=mask)
 
-    @checked(passes_on=keras.Model.compile)
+    @checked(passes_on=keras.Model.compile, **COMPILE)
     def compile(self, optimizer: object = "default", loss=None, **kwargs):
         """Configures training as `keras.Model.compile` does, with GPT's defaults.
 
@@ -144,9 +145,9 @@ class Task(WholeModel, keras.Model):
         self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
         if self._optimizer_is_default:
             optimizer = self.default_optimizer()
-        check_compiled(optimizer, loss)
-        if self.outputs_are_logits and loss is not None:
-            warn_of_probabilities(loss)
+        check_compiled(optimizer, loss, kwargs.get("loss_weights"))
+        if self.outputs_are_logits:
+            warn_of_probabilities(loss, kwargs.get("metrics"), kwargs.get("weighted_metrics"))
         self._refuse_several_workers()
         self._uses_own_loss = loss is None
         self._compile_loss = self._compile_metrics = None  # of an earlier compile

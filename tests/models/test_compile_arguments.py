@@ -127,3 +127,51 @@ class TestTheDefaultSchedule:
 
         assert lm.fit(IDS, **epochs, verbose=0).history == {}
         assert int(lm.optimizer.iterations) == 0
+
+
+class TestMetricsOfProbabilities:
+    @pytest.mark.parametrize(
+        ("metric", "for_logits"),
+        [
+            ("sparse_categorical_crossentropy", "from_logits=True"),
+            (keras.metrics.CategoricalCrossentropy(), "from_logits=True"),
+            ("binary_accuracy", "threshold=0.0"),
+            ("AUC", "from_logits=True"),
+            (keras.metrics.Recall(), "thresholds=0.0"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
+    def test_one_that_takes_logits_for_probabilities_is_warned_of(self, kind, metric, for_logits):
+        classifier = kgpt.TextClassifier(make_lm().backbone, 2, multi_label=True)
+        for model in (make_lm(), classifier):
+            with pytest.warns(UserWarning, match=rf"which this metric .*\({for_logits}\)"):
+                model.compile("sgd", **{kind: [metric]})
+
+    def test_others_pass(self):
+        metrics = [
+            keras.metrics.SparseCategoricalCrossentropy(from_logits=True),
+            keras.metrics.BinaryAccuracy(threshold=0.0),
+            keras.metrics.Precision(thresholds=0.0),
+            kgpt.metrics.MultiLabelF1(2),
+            "accuracy",
+            lambda y, logits: keras.ops.mean(logits),
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            make_lm().compile("sgd", metrics=metrics)
+            kgpt.TextRegressor(make_lm().backbone).compile("sgd", metrics=["AUC"])
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("run_eagerly", "yes"), ("jit_compile", "bogus"), ("steps_per_execution", 0)],
+    )
+    def test_what_can_not_be_meant_is_refused(self, name, value):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            make_lm().compile(**{name: value})
+
+    def test_weights_of_losses_need_losses(self):
+        with pytest.raises(ValueError, match="loss_weights has no effect on the model's own loss"):
+            make_lm().compile(loss_weights=2.0)
+        make_lm().compile("sgd", "mse", loss_weights=2.0, run_eagerly=None, jit_compile="auto")
