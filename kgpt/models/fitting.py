@@ -201,6 +201,7 @@ def train_on_batch(
     self, x, y=None, sample_weight=None, class_weight=None, return_dict: bool = False
 ):
     """Trains as `keras.Model.train_on_batch` does, with `class_weight` as in `fit`."""
+    compile_if_needed(self)
     x, y, sample_weight = _with_arrays(x, y, sample_weight)
     self.check_data(x, y, sample_weight)
     check_something_counts(x, sample_weight)
@@ -212,6 +213,7 @@ def train_on_batch(
 @checked
 def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):  # noqa: PT028
     """Evaluates as `keras.Model.test_on_batch` does."""
+    compile_if_needed(self)
     x, y, sample_weight = _with_arrays(x, y, sample_weight)
     self.check_data(x, y, sample_weight)
     batch = fill_batch((x, y, sample_weight))
@@ -381,6 +383,9 @@ def _from_beginning(data, steps):
 
 
 def _as_list(callbacks):
-    if callbacks is None:
-        return []
-    return list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+    """Returns callbacks as one list, with those of lists in a list and of a CallbackList."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
+    if not isinstance(callbacks, list | tuple):
+        return [] if callbacks is None else [callbacks]
+    return [callback for part in callbacks for callback in _as_list(part)]

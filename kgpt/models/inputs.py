@@ -3,7 +3,17 @@
 import keras
 from keras import ops
 
+from kgpt.data.text_sources import is_text
 from kgpt.kernels.platform import dynamic_shape, has_static_rank
+
+
+def refuse_texts(inputs):
+    """Raises ValueError for texts, where token ids are expected."""
+    if not isinstance(inputs, dict) and is_text(inputs):
+        raise ValueError(
+            "A model and its batches take token ids, while fit, evaluate and predict take texts. "
+            f"Received: {inputs!r:.60}. Try the ids of tokenizer.encode_batch(texts)."
+        )
 
 
 def complete_inputs(inputs):
@@ -13,8 +23,9 @@ def complete_inputs(inputs):
         inputs: token ids, or a dict with at least `"token_ids"`.
 
     Raises:
-        ValueError: if `token_ids` is missing or a name is unknown.
+        ValueError: for texts, and if `token_ids` is missing or a name is unknown.
     """
+    refuse_texts(inputs)
     names = ("token_ids", "padding_mask", "segment_ids")
     is_dict = isinstance(inputs, dict)
     if not is_dict and not isinstance(inputs, (list, tuple)):
@@ -53,8 +64,9 @@ def standardize_sequences(inputs, num_sequences=None):
         num_sequences: int. Number of sequences in an example; None for any number.
 
     Raises:
-        ValueError: for unknown names, another rank and another number of sequences.
+        ValueError: for texts, unknown names, another rank and another number of sequences.
     """
+    refuse_texts(inputs)
     inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
     if "token_ids" not in inputs or set(inputs) - {"token_ids", "padding_mask"}:
         raise ValueError(

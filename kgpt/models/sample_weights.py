@@ -36,6 +36,7 @@ def weigh_labels(y, sample_weight, num_classes, class_weight=None):
         wrong = ops.sum(1.0 - counts)
         sample_weight = counts if sample_weight is None else _of_rows(sample_weight) * counts
     if class_weight is not None:
+        check_class_weight(class_weight, num_classes if isinstance(num_classes, int) else None)
         table = ops.convert_to_tensor(np.append(class_weight, 1.0).astype("float32"))
         weights = ops.take(table, ops.minimum(classes, len(class_weight)), axis=0)
         sample_weight = weights if sample_weight is None else _of_rows(sample_weight) * weights
@@ -105,7 +106,8 @@ def read_class_weight(class_weight, num_classes=None, class_names=None):
         class_names: optional list of str.
 
     Raises:
-        ValueError: for a class that is not there, and for a weight that is no number of at least 0.
+        ValueError: for a class that is not there or there twice, for a weight that is no number of
+            at least 0, and for weights that are all 0.
     """
     if not isinstance(class_weight, dict) or not class_weight:
         raise ValueError(
@@ -129,9 +131,33 @@ def read_class_weight(class_weight, num_classes=None, class_names=None):
                 "The weights in class_weight must be finite numbers of at least 0. "
                 f"Received: {weight!r} for {key!r}."
             )
+        if classes.count(number) > 1:
+            raise ValueError(
+                "class_weight must have each class once, by its number or its name. "
+                f"Received: {class_weight!r:.80}."
+            )
     table = np.ones(max(classes) + 1, "float32")
     table[classes] = list(class_weight.values())
+    check_class_weight(table, num_classes)
     return table
+
+
+def check_class_weight(table, num_classes: int | None):
+    """Raises ValueError for weights of classes that are not there, or that leave nothing to learn.
+
+    Args:
+        table: float array, the weight of each class; 1 for those after its end.
+        num_classes: int; None if it is not known.
+    """
+    if num_classes is not None and len(table) > num_classes:
+        raise ValueError(
+            f"The keys of class_weight must be classes: ints in [0, {num_classes}). Received: "
+            f"{len(table) - 1}."
+        )
+    if num_classes == len(table) and not np.any(table):
+        raise ValueError(
+            "class_weight must leave something to learn. Received: a weight of 0 for each class."
+        )
 
 
 def masked(outputs, mask):

@@ -20,6 +20,7 @@ from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_probabilities
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
 from kgpt.models.fit_arguments import COMPILE
+from kgpt.models.inputs import refuse_texts
 from kgpt.models.lora import revive_lora
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
@@ -194,6 +195,7 @@ class Task(WholeModel, keras.Model):
             x.check_vocabulary(self.backbone.vocabulary_size)
             self.backbone.embedding.check_length(x.longest_sequence)
             return
+        refuse_texts(x)
         token_ids = as_array(x.get("token_ids") if isinstance(x, dict) else x)
         check_ids("token_ids", token_ids, self.backbone.vocabulary_size)
         if token_ids is not None and token_ids.ndim > 1:

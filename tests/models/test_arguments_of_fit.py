@@ -129,12 +129,28 @@ class TestClassWeight:
             ({0: float("nan")}, "Received: nan for 0"),
             ([1.0, 2.0], "must be a dict"),
             ({}, "must be a dict"),
+            ({0: 5.0, "a": 1.0}, "each class once"),
+            ({0: 0.0, "b": 0}, "a weight of 0 for each class"),
         ],
-        ids=["class", "name", "negative", "nan", "list", "empty"],
+        ids=["class", "name", "negative", "nan", "list", "empty", "twice", "zeros"],
     )
     def test_what_can_not_be_a_weight_of_a_class_is_refused(self, class_weight, words):
         with pytest.raises(ValueError, match=words):
-            make_classifier().fit(make_data(), class_weight=class_weight, verbose=0)
+            make_classifier(class_names=["a", "b"]).fit(
+                make_data(), class_weight=class_weight, verbose=0
+            )
+
+    @pytest.mark.parametrize(
+        ("class_weight", "words"),
+        [({7: 5.0}, r"ints in \[0, 2\). Received: 7"), ({0: 0.0, 1: 0.0}, "leave something")],
+        ids=["class", "zeros"],
+    )
+    def test_so_is_what_can_not_be_a_weight_of_a_choice(self, class_weight, words):
+        model = kgpt.MultipleChoice(make_classifier().backbone)
+        x, y = np.ones((4, 2, 3), "int32"), np.array([0, 1, 0, 1])
+
+        with pytest.raises(ValueError, match=words):
+            model.fit(x, y, class_weight=class_weight, verbose=0)
 
     def test_models_without_classes_refuse_it(self):
         backbone = make_classifier().backbone
@@ -283,3 +299,25 @@ class TestKeywords:
     def test_the_learning_rate_is_the_optimizers(self):
         with pytest.raises(TypeError, match=r"belongs to the optimizer.*compile"):
             make_classifier().fit(make_data(), learning_rate=1e-3)
+
+
+class TestBatches:
+    def test_a_model_that_is_not_compiled_is_compiled_as_in_fit(self):
+        backbone = make_classifier().backbone
+        ids = np.ones((2, 4), "int32")
+        expected = kgpt.CausalLM(backbone).evaluate(ids, verbose=0)[0]
+
+        tested = kgpt.CausalLM(backbone).test_on_batch(ids)[0]
+        trained = kgpt.CausalLM(backbone).train_on_batch(ids)[0]
+
+        np.testing.assert_allclose([tested, trained], expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("texts", [["ab"], np.array(["ab", "cd"])], ids=["list", "array"])
+    @pytest.mark.parametrize(
+        "method", ["train_on_batch", "test_on_batch", "predict_on_batch", "__call__"]
+    )
+    def test_texts_are_for_fit_and_predict(self, method, texts):
+        classifier = make_classifier()
+        for model in (classifier, kgpt.CausalLM(classifier.backbone, TOKENIZER)):
+            with pytest.raises(ValueError, match="fit, evaluate and predict take texts"):
+                getattr(model, method)(texts)

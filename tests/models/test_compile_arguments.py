@@ -92,6 +92,13 @@ class TestCallbacksThatSetTheRate:
         with pytest.raises(ValueError, match=r"kgpt.recipes.AdamW\(2.5e-4"):
             lm.fit(IDS, callbacks=[callback], verbose=0)
 
+    @pytest.mark.parametrize(
+        "nest", [lambda one: [[one]], lambda one: keras.callbacks.CallbackList([one])]
+    )
+    def test_it_finds_them_in_lists_of_callbacks(self, nest):
+        with pytest.raises(ValueError, match=r"kgpt.recipes.AdamW\(2.5e-4"):
+            make_lm().fit(IDS, callbacks=nest(keras.callbacks.ReduceLROnPlateau()), verbose=0)
+
     def test_the_optimizer_that_is_named_works_with_them(self):
         lm = make_lm()
         optimizer = kgpt.recipes.AdamW(2.5e-4, weight_decay=0.01, global_clipnorm=1.0)
