@@ -31,8 +31,18 @@ def check_columns(**columns):
         )
 
 
-def _length(name: str, column) -> int:
+def check_order(name: str, column):
+    """Raises ValueError for tables, mappings and sets, which are no columns."""
     check_no_table(name, column)
+    if isinstance(column, set | frozenset):
+        raise ValueError(
+            f"{name} must be in the order of what belongs to it, and a set has none. "
+            f"Received: a {type(column).__name__}, {column!r:.60}. Try a list."
+        )
+
+
+def _length(name: str, column) -> int:
+    check_order(name, column)
     if isinstance(column, str) or not hasattr(column, "__len__"):
         raise ValueError(
             f"{name} must be a list, an array or one column, with an item for each example. "
@@ -52,6 +62,7 @@ def read_text_column(name: str, texts) -> list[str]:
     """
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise ValueError(f"{name} must be a list of texts. Received: {texts!r:.50}.")
+    check_order(name, texts)
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -87,6 +98,12 @@ def read_choices(choices) -> list[list[str]]:
     Raises:
         ValueError: unless all examples have the same number of choices, at least 2.
     """
+    choices = list(choices)
+    if isinstance(choices[0], Mapping) and "text" in choices[0]:  # as in ARC and CommonsenseQA
+        raise ValueError(
+            "The choices of an example must be a list of texts. Received: a dict with the keys "
+            f"{list(choices[0])}. Try choices=[choice['text'] for choice in choices]."
+        )
     choices = [read_text_column(f"choices[{i}]", of_one) for i, of_one in enumerate(choices)]
     num_choices = len(choices[0])
     for i, of_one in enumerate(choices):

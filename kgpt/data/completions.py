@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kgpt.arguments import checked
-from kgpt.data.columns import check_columns, read_text_column, read_weights
+from kgpt.data.columns import check_columns, check_order, read_text_column, read_weights
 from kgpt.data.sequences import cut, warn_of_truncation
 from kgpt.data.task_batches import TaskBatches
 
@@ -121,6 +121,8 @@ def conversations(
         train = kgpt.data.conversations([talk], tokenizer)
     """
     check_columns(conversations=conversations, sample_weight=sample_weight)
+    for i, pieces in enumerate(conversations):
+        check_order(f"conversations[{i}]", pieces)
     examples = [_read_pieces(i, pieces) for i, pieces in enumerate(conversations)]
     batching = {"batch_size": batch_size, "seed": seed, "repeat": repeat}
     weights = (1.0, prompt_weight), sample_weight

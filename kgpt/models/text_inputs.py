@@ -1,6 +1,7 @@
 """Texts straight into `fit`, `evaluate` and `predict`: `kgpt.data` makes batches of them."""
 
 from kgpt.data import tasks
+from kgpt.data.columns import check_order
 from kgpt.data.completions import documents
 from kgpt.data.multi_labels import are_rows, names_in
 from kgpt.data.task_batches import TaskBatches
@@ -104,6 +105,7 @@ def document_batches(self, rows, targets, **options):
 
 def _columns(rows):
     for i, row in enumerate(rows):
+        check_order(f"x[{i}]", row)
         if isinstance(row, str) or not hasattr(row, "__len__") or len(row) != 2:
             raise ValueError(
                 "Each example must be a pair, or x a tuple of two columns. "

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from labelled import CLASSIFY, START, TOKENIZER, ids, rows
 
-from kgpt.data import classification, entailment, multiple_choice, regression, similarity
+from kgpt.data import (
+    classification,
+    completions,
+    conversations,
+    entailment,
+    multiple_choice,
+    regression,
+    similarity,
+)
 
 datasets = pytest.importorskip(
     "datasets", reason="columns and tables of datasets are what is tested"
@@ -220,6 +228,45 @@ def test_what_is_no_pair_is_refused(pairs):
 def test_bad_choices_are_refused(choices, labels, message):
     with pytest.raises(ValueError, match=message):
         multiple_choice(["x", "y"], choices, labels, TOKENIZER)
+
+
+OPTIONS = {"text": ["c", "d"], "label": ["A", "B"]}  # as in ARC and CommonsenseQA
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: classification({"a", "b"}, [0, 1], TOKENIZER),
+            "texts must be in the order.*a set",
+        ),
+        (lambda: classification(["a", "b"], {0, 1}, TOKENIZER), "labels must be in the order"),
+        (lambda: regression({"a", "b"}, [0, 1], TOKENIZER), "texts must be in the order"),
+        (
+            lambda: completions({"a", "b"}, ["c", "d"], TOKENIZER),
+            "prompts must be in the order",
+        ),
+        (
+            lambda: conversations([{("a", True), ("b", False)}], TOKENIZER),
+            r"conversations\[0\] must be in the order",
+        ),
+        (
+            lambda: multiple_choice(["a", "b"], [["c", "d"], {"e", "f"}], [0, 1], TOKENIZER),
+            r"choices\[1\] must be in the order",
+        ),
+        (
+            lambda: multiple_choice(["a", "b"], [OPTIONS] * 2, [0, 1], TOKENIZER),
+            r"keys \['text', 'label'\]. Try choices=\[choice\['text'\] for choice in choices\]",
+        ),
+        (
+            lambda: multiple_choice(["a", "b"], [["c", "d"], OPTIONS], [0, 1], TOKENIZER),
+            r"Try choices\[1\]=table\['text'\]",
+        ),
+    ],
+)
+def test_sets_and_dicts_are_no_columns(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("labels", [["B", "C"], ["0", "1"], np.array(["A", "B"]), [0, "B"]])

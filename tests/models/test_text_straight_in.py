@@ -289,3 +289,15 @@ class TestValidationData:
 
         expected = model.evaluate(x, y, verbose=0)[0]
         np.testing.assert_allclose(history["val_loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (set(TEXTS), "texts must be in the order"),
+        ([("ab", "cd"), {"ef", "gh"}] * 4, r"x\[1\] must be in the order"),
+    ],
+)
+def test_texts_without_an_order_are_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        make(kgpt.TextClassifier, 2).fit(x, LABELS)
