@@ -119,6 +119,27 @@ def read_choices(choices) -> list[list[str]]:
 # === Labels and targets ===
 
 
+def without_tensors(column):
+    """Returns a column with the tensors of any backend as numpy's, or the column itself."""
+    if _is_tensor(column):
+        return _as_numpy(column)
+    is_column = hasattr(column, "__len__") and hasattr(column, "__iter__")
+    if is_column and _is_tensor(next(iter(column), None)):
+        return [_as_numpy(item) for item in column]
+    return column
+
+
+def _is_tensor(value) -> bool:
+    package = type(value).__module__.partition(".")[0]
+    return package in ("torch", "jaxlib", "jax", "tensorflow") and hasattr(value, "__array__")
+
+
+def _as_numpy(value):
+    if hasattr(value, "detach"):  # a tensor of PyTorch may be on a GPU, or have a gradient
+        value = value.detach().cpu()
+    return np.asarray(value)[()] if _is_tensor(value) else value
+
+
 def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] | None]:
     """Returns labels as int32 `(examples,)`, and the names of the classes.
 
@@ -131,6 +152,7 @@ def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] 
     class_names = None if class_names is None else read_class_names(class_names)
     if labels is None:
         return None, class_names
+    labels = without_tensors(labels)
     if are_rows(labels):
         return read_label_rows(labels, class_names)
     labels = list(labels)
@@ -208,6 +230,7 @@ def read_choice_labels(labels, num_choices: int) -> np.ndarray | None:
     Raises:
         ValueError: for missing labels, names, and labels outside the choices.
     """
+    labels = without_tensors(labels)
     if are_rows(labels):
         raise ValueError(
             "labels must be the number of the one right choice of each example, from 0. Received: "

@@ -23,7 +23,7 @@ def is_text(x) -> bool:
         return True
     if getattr(x, "dtype", None) is not None and str(x.dtype) not in ("object", "str", "string"):
         return isinstance(x, np.ndarray) and x.dtype.kind == "U"
-    is_column = isinstance(x, (*_COLUMNS, set)) or (
+    is_column = isinstance(x, (*_COLUMNS, set, frozenset)) or (
         hasattr(x, "__getitem__") and hasattr(x, "__len__")
     )
     if isinstance(x, dict) or not is_column or len(x) == 0:

@@ -9,6 +9,7 @@ from keras.src.trainers.data_adapters.array_slicing import train_validation_spli
 from kgpt.arguments import checked
 from kgpt.console import with_progress_bar
 from kgpt.data.batches import ResumableBatches
+from kgpt.data.columns import without_tensors
 from kgpt.data.filling import FilledBatches, fill_batch, filled
 from kgpt.data.sources import (
     CheckedSource,
@@ -280,7 +281,9 @@ def _validation(task, data, batch_size, validation_steps, validation_batch_size)
 
 def _with_arrays(x, y=None, sample_weight=None):
     """Returns lists of numbers as arrays; texts and their labels, and batches, as they are."""
-    if kind_of(x) is not None or is_text(x):
+    if is_text(x):
+        return x, without_tensors(y), sample_weight
+    if kind_of(x) is not None:
         return x, y, sample_weight
     columns = tuple(map(as_arrays, ("x", "y", "sample_weight"), (x, y, sample_weight)))
     columns = without_uint64(columns)

@@ -288,3 +288,30 @@ def test_rows_of_labels_for_choices_are_refused(labels):
 def test_class_names_that_name_no_classes_are_refused(class_names, message):
     with pytest.raises(ValueError, match=message):
         classification(["x", "y"], [0, 1], TOKENIZER, class_names=class_names)
+
+
+@pytest.mark.parametrize(
+    ("package", "make"), [("torch", "tensor"), ("jax.numpy", "array"), ("tensorflow", "constant")]
+)
+def test_tensors_of_any_backend_are_labels(package, make):
+    tensor = getattr(pytest.importorskip(package), make)
+    texts, choices = ["a", "b", "c"], [["d", "e"]] * 3
+
+    for labels in (tensor([0, 1, 1]), [tensor(0), tensor(1), tensor(1)]):
+        assert classification(texts, labels, TOKENIZER).labels.tolist() == [0, 1, 1]
+        assert multiple_choice(texts, choices, labels, TOKENIZER).labels.tolist() == [0, 1, 1]
+    several = [[0, 1], [1, 1], [0, 0]]
+    for labels in (tensor(several), [tensor([float(i) for i in row]) for row in several]):
+        assert classification(texts, labels, TOKENIZER).labels.tolist() == several
+    with pytest.raises(ValueError, match=r"labels must be ints from 0.*0\.0"):
+        classification(texts, tensor([0.0, 1.0, 1.0]), TOKENIZER)
+
+
+def test_a_hugging_face_dataset_of_tensors_is_taken():
+    pytest.importorskip("torch")
+    data = datasets.Dataset.from_dict({"text": ["ab", "c"], "label": [0, 1]}).with_format("torch")
+
+    for of_rows in (lambda column: column, lambda column: column[:]):
+        expect_two_examples(
+            classification(of_rows(data["text"]), of_rows(data["label"]), TOKENIZER, seed=None)
+        )

@@ -301,3 +301,15 @@ class TestValidationData:
 def test_texts_without_an_order_are_refused(x, message):
     with pytest.raises(ValueError, match=message):
         make(kgpt.TextClassifier, 2).fit(x, LABELS)
+
+
+def test_labels_may_be_a_tensor_of_the_backend():
+    labels = keras.ops.convert_to_tensor(LABELS)
+    of_tensor, of_list = make(kgpt.TextClassifier, 2), make(kgpt.TextClassifier, 2)
+
+    histories = [
+        model.fit(TEXTS, y, validation_split=0.25, verbose=0).history["val_loss"]
+        for model, y in ((of_tensor, labels), (of_list, LABELS))
+    ]
+
+    np.testing.assert_allclose(*histories, rtol=1e-6)
