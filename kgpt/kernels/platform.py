@@ -197,6 +197,29 @@ def has_static_rank(x) -> bool:
     return getattr(x.shape, "rank", 0) is not None
 
 
+def check_shape_of(name: str, x, rank: int | None = None, **others):
+    """Raises ValueError for arrays or tensors of another shape than `x`, as far as it is known.
+
+    Args:
+        name: str. What `x` is called.
+        x: array or tensor; what has no shape passes, in its place and in that of the others.
+        rank: optional int. How many of the first axes of `x` the others have; None for all.
+        **others: arrays or tensors, or None.
+    """
+    for other, value in others.items():
+        if not all(hasattr(part, "shape") and has_static_rank(part) for part in (x, value)):
+            continue
+        expected, received = tuple(x.shape)[:rank], tuple(value.shape)
+        pairs = [
+            p for p in zip(expected, received, strict=False) if all(isinstance(n, int) for n in p)
+        ]
+        if len(expected) != len(received) or any(a != b for a, b in pairs):
+            raise ValueError(
+                f"{other} must have a number for each position of {name}, shape {expected}. "
+                f"Received: shape {received}."
+            )
+
+
 def dynamic_shape(x):
     """Returns the shape of a TensorFlow tensor as a tensor; `ops.shape` needs a static rank."""
     import tensorflow as tf

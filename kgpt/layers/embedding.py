@@ -6,6 +6,7 @@ from keras import ops
 from kgpt.arguments import checked
 from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
+from kgpt.kernels.platform import check_shape_of
 from kgpt.layers.dropout import Dropout
 
 
@@ -144,6 +145,7 @@ def _positions(token_ids, segment_ids):
     positions = ops.arange(length, dtype="int32")  # (length,)
     if segment_ids is None:
         return positions
+    check_shape_of("the inputs", token_ids, segment_ids=segment_ids)
     same = ops.equal(segment_ids[:, :, None], segment_ids[:, None, :])  # (batch, length, length)
     earlier = positions[None, :, None] > positions[None, None, :]
     return ops.sum(ops.cast(ops.logical_and(same, earlier), "int32"), axis=-1)  # (batch, length)

@@ -7,6 +7,8 @@ count real tokens. Left, right and scattered padding are one case.
 import keras
 from keras import ops
 
+from kgpt.kernels.platform import check_shape_of
+
 
 def to_right_padding(x, padding_mask):
     """Returns the rows of `x` with their real entries first and the others after them.
@@ -18,6 +20,7 @@ def to_right_padding(x, padding_mask):
     """
     if x is None or padding_mask is None:
         return x
+    check_shape_of("the inputs", x, 2, padding_mask=padding_mask)
     length = ops.shape(padding_mask)[1]
     is_padding = ops.cast(ops.logical_not(ops.cast(padding_mask, "bool")), "int32")
     # Sorted numbers that hold their positions, since ONNX has no stable argsort.

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kgpt.data.text_sources import is_text
-from kgpt.kernels.platform import dynamic_shape, has_static_rank
+from kgpt.kernels.platform import check_shape_of, dynamic_shape, has_static_rank
 
 
 def refuse_texts(inputs):
@@ -23,7 +23,7 @@ def complete_inputs(inputs):
         inputs: token ids, or a dict with at least `"token_ids"`.
 
     Raises:
-        ValueError: for texts, and if `token_ids` is missing or a name is unknown.
+        ValueError: for texts, if `token_ids` is missing or a name is unknown, and for other shapes.
     """
     refuse_texts(inputs)
     names = ("token_ids", "padding_mask", "segment_ids")
@@ -36,9 +36,35 @@ def complete_inputs(inputs):
             'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask" '
             f'and "segment_ids". Received: {received}.'
         )
+    check_shapes(inputs, 2)
     padding_mask = inputs.get("padding_mask")
     ids = {name: widened(inputs.get(name)) for name in ("token_ids", "segment_ids")}
     return {name: ids.get(name, padding_mask) for name in names}
+
+
+def check_shapes(inputs, *ranks):
+    """Raises ValueError for token ids of another rank, and for masks of another shape than theirs.
+
+    Args:
+        inputs: token ids, or a dict with them; anything else passes.
+        *ranks: 2, and 3 where an example may be several sequences.
+    """
+    inputs = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+    columns = {
+        name: _with_sequence_axis(inputs[name], None) if 3 in ranks else inputs[name]
+        for name in ("token_ids", "padding_mask", "segment_ids")
+        if hasattr(inputs.get(name), "shape") and has_static_rank(inputs[name])
+    }
+    token_ids = columns.pop("token_ids", None)
+    if token_ids is None:
+        return
+    if len(token_ids.shape) != max(ranks):
+        raise ValueError(
+            "Token ids must have shape (batch, length)"
+            f"{' or (batch, sequences, length)' if 3 in ranks else ''}. "
+            f"Received: shape {tuple(token_ids.shape)}."
+        )
+    check_shape_of("token_ids", token_ids, **columns)
 
 
 def widened(ids):
@@ -87,6 +113,7 @@ def standardize_sequences(inputs, num_sequences=None):
             f"{' or (batch, length)' if num_sequences in (None, 1) else ''}. "
             f"Received: shape {shape}."
         )
+    check_shape_of("token_ids", token_ids, padding_mask=mask)
     return {"token_ids": token_ids, "padding_mask": mask}
 
 
@@ -95,7 +122,7 @@ def _with_sequence_axis(x, num_sequences):
     if not has_static_rank(x):
         shape = dynamic_shape(x)
         return ops.reshape(x, (shape[0], num_sequences or -1, shape[-1]))
-    return ops.expand_dims(x, 1) if len(x.shape) == 2 else x
+    return x[:, None] if len(x.shape) == 2 else x
 
 
 def merge_sequences(inputs):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from oracles import gradients, to_numpy
 
+from kgpt import layers
 from kgpt.layers.padding import from_right_padding, to_right_padding
 
 MASK = np.array([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
@@ -50,3 +51,18 @@ def test_nothing_is_moved_without_a_mask():
     assert to_right_padding(states, None) is states
     assert from_right_padding(states, None) is states
     assert to_right_padding(None, keras.ops.array(MASK)) is None
+
+
+class TestShapes:
+    @pytest.mark.parametrize("name", ["padding_mask", "segment_ids"])
+    @pytest.mark.parametrize("shape", [(2, 1), (2, 4), (2, 6), (1, 5)])
+    def test_a_layer_alone_refuses_masks_of_another_shape(self, name, shape):
+        mask = np.ones(shape, "int32")
+        for layer in (layers.CausalSelfAttention(2), layers.DecoderBlock(2, 6)):
+            with pytest.raises(ValueError, match=rf"{name} must have a number for each.*\(2, 5\)"):
+                layer(np.ones((2, 5, 8), "float32"), **{name: mask})
+
+    def test_an_embedding_refuses_segments_of_another_shape(self):
+        embedding = layers.TokenAndPositionEmbedding(5, 6, 8)
+        with pytest.raises(ValueError, match="segment_ids must have a number for each"):
+            embedding(np.ones((2, 5), "int32"), segment_ids=np.ones((2, 4), "int32"))
