@@ -171,10 +171,18 @@ class _Iterable:
 def _with_checked_ids(dataset, vocabulary_size, message):
     import tensorflow as tf
 
+    spec = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)[0]
+    spec = spec.get("token_ids") if isinstance(spec, dict) else spec
+    if isinstance(spec, tf.TensorSpec) and not spec.dtype.is_integer:
+        raise ValueError(
+            "token_ids must be ints, as a tokenizer returns them. "
+            f"Received: a tf.data.Dataset with dtype {spec.dtype.name}."
+        )
+
     def check(*batch):
         x = batch[0]
         ids = x.get("token_ids") if isinstance(x, dict) else x
-        if isinstance(ids, tf.Tensor) and ids.dtype.is_integer:
+        if isinstance(ids, tf.Tensor):
             ids = tf.cast(ids, tf.int64)  # narrower ones may lack the size of the vocabulary
             with tf.control_dependencies(
                 [

@@ -96,7 +96,7 @@ class CausalLM(Task):
     # === Loss and metrics ===
 
     text_batches = text_inputs.document_batches
-    known_targets = token_weights.known_targets
+    known_targets, check_set = token_weights.known_targets, token_weights.check_set
     count = token_weights.count_tokens
     weigh = token_weights.weigh
 

@@ -78,10 +78,7 @@ def check_ids(name: str, ids, vocabulary_size: int, ignored=()):
         raise ValueError(
             f"{name} must have at least one row with a token. Received: shape {ids.shape}."
         )
-    if ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} must be ints, as a tokenizer returns them. Received: dtype {ids.dtype}."
-        )
+    check_is_int(name, ids)
     least, most = ids.min(), ids.max()
     if least < 0 and len(ignored):
         real = ids[~np.isin(ids, ignored)]
@@ -91,6 +88,14 @@ def check_ids(name: str, ids, vocabulary_size: int, ignored=()):
             f"Each id in {name} must lie in [0, {vocabulary_size}), the backbone's vocabulary. "
             f"Received: ids from {least} to {most}. Was the text encoded with the tokenizer that "
             "the backbone was made for?"
+        )
+
+
+def check_is_int(name: str, ids):
+    """Raises ValueError for an array or tensor of another dtype than an integer."""
+    if "int" not in str(ids.dtype):
+        raise ValueError(
+            f"{name} must be ints, as a tokenizer returns them. Received: dtype {ids.dtype}."
         )
 
 
@@ -106,6 +111,8 @@ def check_something_counts(x, sample_weight=None):
             )
         if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ValueError(f"{name} must be finite numbers. Received: NaN or infinity in it.")
+        if name == "sample_weight" and values is not None and (values < 0).any():
+            raise ValueError(f"{name} must be at least 0. Received: {values.min()} in it.")
 
 
 def check_compiled(optimizer, loss, loss_weights=None):

@@ -12,7 +12,9 @@ def class_loss(labels, logits, label_smoothing=0.0):
 
     Smoothed, the share `label_smoothing` of the target is spread evenly over all classes.
     """
-    labels = ops.reshape(ops.cast(_required(labels), "int32"), (-1,))
+    labels = ops.convert_to_tensor(_required(labels))
+    _check_shape("Labels", tuple(labels.shape))
+    labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
     if not label_smoothing:
         return ops.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     labels = ops.one_hot(labels, logits.shape[-1])
@@ -38,18 +40,30 @@ def check_class_labels(y, num_classes, model_name):
     y = as_array(y)
     if y is None:
         return
-    if y.shape[1:] not in ((), (1,)):
-        raise ValueError(
-            f"Labels for this {model_name} must be one int for each example, of shape (examples,). "
-            f"Received: shape {y.shape}. If they are one-hot, try labels.argmax(axis=-1); if "
-            "several classes may be right, TextClassifier(..., multi_label=True)."
-        )
+    name = f"Labels for this {model_name}"
+    _check_shape(name, y.shape)
+    _check_numbers(name, y)
     wrong = ~np.isin(y, np.arange(num_classes))
     if wrong.any():
         raise ValueError(
-            f"Labels for this {model_name} must be ints in [0, {num_classes}). "
+            f"{name} must be ints in [0, {num_classes}). "
             f"Received: {y[wrong].flat[0]!r} among the labels."
         )
+
+
+def _check_shape(name, shape):
+    if len(shape) > 2 or shape[1:] not in ((), (1,), (None,)):
+        raise ValueError(
+            f"{name} must be one int for each example, of shape (examples,). "
+            f"Received: shape {shape}. If they are one-hot, try labels.argmax(axis=-1); if "
+            "several classes may be right, TextClassifier(..., multi_label=True)."
+        )
+
+
+def _check_numbers(name, y):
+    if y.dtype.kind not in "biuf":
+        received = f"dtype {y.dtype}, with {y.flat[0]!r} among them" if y.size else y.dtype
+        raise ValueError(f"{name} must be ints. Received: {received}.")
 
 
 def check_multi_labels(y, num_classes):
@@ -63,6 +77,7 @@ def check_multi_labels(y, num_classes):
             f"shape (examples, {num_classes}). Received: shape {y.shape}. If each example has one "
             "class, leave multi_label out."
         )
+    _check_numbers("Labels for a TextClassifier with multi_label=True", y)
     wrong = ~np.isin(y, (0, 1))
     if wrong.any():
         raise ValueError(

@@ -305,6 +305,7 @@ def _source(task, x, y, sample_weight, shuffle=False):
     task.check_data(x, y, sample_weight)
     if kind_of(x) is None:
         check_something_counts(x, sample_weight)
+        task.check_set(x, y)
         if y is None and sample_weight is not None:
             y = task.known_targets(x)
     vocabulary_size = task.backbone.vocabulary_size

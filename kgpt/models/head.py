@@ -11,9 +11,9 @@ from kgpt.data.task_batches import TaskBatches
 from kgpt.kernels.platform import sum_over_replicas, wide
 from kgpt.losses import next_token_loss, next_token_targets
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
-from kgpt.models.inputs import merge_sequences, standardize_sequences
+from kgpt.models.inputs import check_shapes, merge_sequences, standardize_sequences
 from kgpt.models.own_metrics import mean
-from kgpt.models.sample_weights import check_weight_shape
+from kgpt.models.sample_weights import read_weights
 from kgpt.models.task import Task
 
 
@@ -127,6 +127,7 @@ class Head(Task):
 
     def check_data(self, x, y=None, sample_weight=None):
         super().check_data(x, y, sample_weight)
+        check_shapes(x, 2, 3)
         if isinstance(x, ResumableBatches):
             self.check_task(x)
         self.check_targets(targets_of(x, y))
@@ -159,7 +160,7 @@ class Head(Task):
 
     def weigh(self, x, y, sample_weight, class_weight=None):
         rows = x["token_ids"].shape[0]
-        check_weight_shape(sample_weight, (rows,), (rows, 1))
+        sample_weight = read_weights(sample_weight, (rows,), (rows, 1))
         return super().weigh(x, y, sample_weight, class_weight)
 
     def count(self, x, y, sample_weight):
@@ -171,7 +172,7 @@ class Head(Task):
         examples = num_rows(x["token_ids"])
         weights = ops.ones((ops.shape(x["token_ids"])[0],), "float32")
         if sample_weight is not None:
-            weights = weights * ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
+            weights = weights * ops.reshape(sample_weight, (-1,))
         # A mean over the rows of all replicas, if there are several.
         weights = ops.divide_no_nan(weights, sum_over_replicas(examples))
         total = task_loss = ops.sum(ops.cast(self.task_loss(y, outputs), "float32") * weights)

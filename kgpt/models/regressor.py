@@ -84,6 +84,8 @@ class TextRegressor(Head):
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
         if y is not None:  # `(batch,)` is `(batch, 1)`, for loss and metrics alike
+            y = ops.convert_to_tensor(y)
+            self._check_shape(tuple(y.shape))
             y = ops.reshape(ops.cast(y, "float32"), (-1, self.num_outputs))
         return super().own_loss(x, y, hidden_states, outputs, sample_weight, training)
 
@@ -98,14 +100,18 @@ class TextRegressor(Head):
             return
         if y.dtype.kind not in "biuf":
             raise ValueError(f"Targets must be numbers. Received: dtype {y.dtype}.")
-        if y.shape[1:] not in {(self.num_outputs,), () if self.num_outputs == 1 else None}:
-            raise ValueError(
-                f"Targets must have shape (examples, {self.num_outputs}). "
-                f"Received: shape {y.shape}. The number is the model's num_outputs."
-            )
+        self._check_shape(y.shape)
         if not np.isfinite(y).all():
             raise ValueError(
                 f"Targets must be finite numbers. Received: {y[~np.isfinite(y)][0]} among them."
+            )
+
+    def _check_shape(self, shape):
+        known = [(self.num_outputs,), (None,), *([()] if self.num_outputs == 1 else [])]
+        if shape[1:] not in known:
+            raise ValueError(
+                f"Targets must have shape (examples, {self.num_outputs}). "
+                f"Received: shape {shape}. The number is the model's num_outputs."
             )
 
     def check_task(self, batches):

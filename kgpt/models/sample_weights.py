@@ -27,10 +27,10 @@ def weigh_labels(y, sample_weight, num_classes, class_weight=None):
     is_one_hot = len(y.shape) > 1 and y.shape[-1] != 1
     classes = ops.argmax(y, axis=-1) if is_one_hot else ops.reshape(ops.cast(y, "int32"), (-1,))
     wrong = 0.0
-    if sample_weight is not None:
-        sample_weight = ops.cast(sample_weight, "float32")
     if not is_one_hot:
         is_class = ops.logical_and(classes >= 0, classes < num_classes)
+        is_whole = ops.equal(ops.cast(classes, y.dtype), ops.reshape(y, (-1,)))
+        is_class = ops.logical_and(is_class, is_whole)
         y = classes = ops.where(is_class, classes, 0)
         counts = ops.cast(is_class, "float32")
         wrong = ops.sum(1.0 - counts)
@@ -68,7 +68,7 @@ def weigh_multi_labels(y, sample_weight, num_classes):
     counts = ops.cast(is_label, "float32")
     wrong = ops.sum(1.0 - counts)
     if sample_weight is not None:
-        counts = counts * _of_rows(ops.cast(sample_weight, "float32"))
+        counts = counts * _of_rows(sample_weight)
     return y, counts, wrong
 
 
@@ -76,25 +76,27 @@ def _of_rows(sample_weight):
     return sample_weight[:, 0] if len(sample_weight.shape) == 2 else sample_weight
 
 
-def check_weight_shape(sample_weight, *shapes):
-    """Raises ValueError for weights of another shape; None in a shape fits any number.
+def read_weights(sample_weight, *shapes):
+    """Returns weights as a float32 tensor, or None; ValueError for those of another shape.
 
     Args:
-        sample_weight: tensor or array, or None.
-        *shapes: tuples that are allowed.
+        sample_weight: tensor, array or list, or None.
+        *shapes: tuples that are allowed; None in a shape fits any number.
     """
-    shape = None if sample_weight is None else tuple(sample_weight.shape)
+    if sample_weight is None:
+        return None
+    sample_weight = ops.cast(sample_weight, "float32")
+    shape = tuple(sample_weight.shape)
     for allowed in shapes:
-        if shape is None or len(shape) != len(allowed):
+        if len(shape) != len(allowed):
             continue
         if all(None in (a, b) or a == b for a, b in zip(shape, allowed, strict=True)):
-            return
-    if shape is not None:
-        expected = " or ".join(map(str, shapes)).replace("None", "batch", 1)
-        raise ValueError(
-            f"sample_weight must have one number for each row or position: shape {expected}. "
-            f"Received: shape {shape}."
-        )
+            return sample_weight
+    expected = " or ".join(map(str, shapes)).replace("None", "batch", 1)
+    raise ValueError(
+        f"sample_weight must have one number for each row or position: shape {expected}. "
+        f"Received: shape {shape}."
+    )
 
 
 def read_class_weight(class_weight, num_classes=None, class_names=None):

@@ -201,6 +201,9 @@ class Task(WholeModel, keras.Model):
         if token_ids is not None and token_ids.ndim > 1:
             self.backbone.embedding.check_length(token_ids.shape[-1])
 
+    def check_set(self, x, y):
+        """Raises ValueError for arrays of a whole set in which nothing counts."""
+
     def text_batches(self, rows, y, **options):
         """Returns the batches of `kgpt.data` for texts that go straight into `fit`."""
         raise ValueError(

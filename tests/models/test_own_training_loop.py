@@ -73,12 +73,14 @@ def test_the_loss_of_a_model_that_is_not_compiled_is_that_of_evaluate(case):
     np.testing.assert_allclose(loss, model.evaluate(IDS, y, verbose=0)[0], rtol=1e-5)
 
 
-def test_targets_to_leave_out_and_weights_count_as_in_fit():
+@pytest.mark.parametrize("as_list", [False, True])
+def test_targets_to_leave_out_and_weights_count_as_in_fit(as_list):
     lm = kgpt.CausalLM(make_backbone())
     y, weights = np.roll(IDS, -1, axis=1), np.array([1.0, 2.0, 0.0], "float32")
     y[:, -1] = -100
 
-    loss = keras.ops.convert_to_numpy(lm.compute_loss(IDS, y, sample_weight=weights))
+    given = weights.tolist() if as_list else weights
+    loss = keras.ops.convert_to_numpy(lm.compute_loss(IDS, y, sample_weight=given))
 
     lm.compile()
     expected = lm.evaluate(IDS, y, sample_weight=weights, verbose=0)[0]

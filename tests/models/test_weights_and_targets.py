@@ -327,8 +327,13 @@ class TestLabelsOfClasses:
 
     @pytest.mark.parametrize(
         "labels",
-        [np.array([0.5, 1, 0, 1]), np.array(["a", "b", "a", "b"]), np.eye(3)[LABELS]],
-        ids=["halves", "names", "one-hot"],
+        [
+            np.array([0.5, 1, 0, 1]),
+            np.array(["a", "b", "a", "b"]),
+            np.eye(3)[LABELS],
+            LABELS.astype(object),
+        ],
+        ids=["halves", "names", "one-hot", "objects"],
     )
     def test_labels_of_another_type_are_refused(self, labels):
         for call in (make_classifier().fit, make_classifier().train_on_batch):
@@ -341,6 +346,92 @@ class TestLabelsOfClasses:
         for targets, words in [(np.array(list("abcd")), "numbers"), (Y + 0.0, "shape")]:
             with pytest.raises(ValueError, match=words):
                 model.fit(X, targets)
+
+
+class TestShapesThatDiffer:
+    @pytest.mark.parametrize("name", ["padding_mask", "segment_ids"])
+    @pytest.mark.parametrize("shape", [(4, 1), (4, 5), (4, 7), (3, 6), (4,)])
+    def test_masks_of_another_shape_are_refused_before_anything_runs(self, name, shape):
+        lm, x = make_lm(), {"token_ids": X, name: np.ones(shape, "int32")}
+
+        for call in (lm, lm.backbone, lm.fit, lm.evaluate, lm.predict, lm.train_on_batch):
+            with pytest.raises(ValueError, match=rf"{name} must have a number for each.*\(4, 6\)"):
+                call(x)
+
+    @pytest.mark.parametrize("shape", [(4, 1), (4, 7), (3, 6)])
+    def test_heads_refuse_them(self, shape):
+        model, x = make_classifier(), {"token_ids": X, "padding_mask": np.ones(shape, "bool")}
+
+        for call in (model, model.evaluate, model.predict, model.test_on_batch):
+            with pytest.raises(ValueError, match="padding_mask must have a number for each"):
+                call(x)
+
+    def test_in_tf_data_they_are_refused_too(self):
+        x = {"token_ids": X, "padding_mask": np.ones((ROWS, 5), "bool")}
+
+        for model, y in ((make_lm(), Y), (make_classifier(), LABELS)):
+            with pytest.raises(ValueError, match="padding_mask must have a number for each"):
+                model.fit(SOURCES["tf.data"](x, y), verbose=0)
+
+    @pytest.mark.parametrize("y", [Y[:, 1:], LABELS, np.stack([Y, Y], axis=-1)])
+    def test_next_tokens_of_another_shape_are_refused(self, y):
+        lm = make_lm()
+
+        for call in (lm.fit, lm.evaluate, lm.train_on_batch, lm.compute_loss):
+            with pytest.raises(ValueError, match=r"next tokens \(y\) must have a number for each"):
+                call(X, y)
+
+    @pytest.mark.parametrize("ids", [X[0], X[None]])
+    def test_a_language_model_refuses_ids_of_another_rank(self, ids):
+        lm = make_lm()
+
+        for call in (lm, lm.fit, lm.evaluate, lm.predict, lm.predict_on_batch):
+            with pytest.raises(ValueError, match=r"Token ids must have shape \(batch, length\)"):
+                call(ids)
+
+
+class TestDtypesAndShapesInTfData:
+    @pytest.mark.parametrize("model", [make_lm, make_classifier])
+    def test_ids_that_are_no_ints_are_refused(self, model):
+        model = model()
+        for call in (model.fit, model.evaluate, model.predict):
+            with pytest.raises(ValueError, match=r"token_ids must be ints.*float64"):
+                call(SOURCES["tf.data"](X + 0.5), verbose=0)
+
+    def test_next_tokens_that_are_no_ints_are_refused(self):
+        with pytest.raises(ValueError, match=r"next tokens \(y\) must be ints"):
+            make_lm().fit(SOURCES["tf.data"](X, Y + 0.5), verbose=0)
+
+    def test_labels_between_classes_have_weight_0_and_a_warning_counts_them(self):
+        labels = np.array([0, 0.5, 2, 1.5])
+        expected = make_classifier().evaluate(
+            X, labels.astype(int), sample_weight=np.array([1, 0, 1, 0.0]), verbose=0
+        )[0]
+
+        with pytest.warns(UserWarning, match="2 targets were left out of the loss"):
+            loss = make_classifier().fit(SOURCES["tf.data"](X, labels), verbose=0).history["loss"]
+
+        np.testing.assert_allclose(loss, [expected], rtol=1e-5)
+
+    def test_one_hot_labels_are_refused(self):
+        labels = np.eye(3)[LABELS]
+        with pytest.raises(ValueError, match="Labels must be one int for each example"):
+            make_classifier().fit(SOURCES["tf.data"](X, labels), verbose=0)
+
+    def test_a_loss_of_keras_takes_one_hot_labels(self):
+        model = make_classifier()
+        model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+
+        loss = model.evaluate(SOURCES["tf.data"](X, np.eye(3)[LABELS]), verbose=0)
+
+        expected = make_classifier().evaluate(X, LABELS, verbose=0, return_dict=True)["task_loss"]
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+    def test_targets_of_another_shape_are_refused(self):
+        model = kgpt.TextRegressor(make_lm().backbone)
+        model.compile()
+        with pytest.raises(ValueError, match=r"Targets must have shape \(examples, 1\)"):
+            model.fit(SOURCES["tf.data"](X, np.ones((ROWS, 3))), verbose=0)
 
 
 class TestNothingToCount:
@@ -363,6 +454,30 @@ class TestNothingToCount:
     def test_weights_that_are_not_finite_are_refused(self):
         with pytest.raises(ValueError, match="sample_weight must be finite"):
             make_lm().fit(X, Y, sample_weight=np.full(ROWS, np.nan))
+
+    def test_negative_weights_are_refused(self):
+        lm, weights = make_lm(), np.array([1, 1, -0.5, 1])
+        for call in (lm.fit, lm.evaluate, lm.train_on_batch):
+            with pytest.raises(ValueError, match=r"sample_weight must be at least 0.*-0\.5"):
+                call(X, Y, sample_weight=weights)
+
+    def test_targets_that_leave_nothing_are_refused_but_for_a_single_batch(self):
+        lm = make_lm()
+        for call in (lm.fit, lm.evaluate):
+            with pytest.raises(ValueError, match="y must leave something to count"):
+                call(X, np.full_like(Y, -100))
+
+        lm.train_on_batch(X, np.full_like(Y, -100))
+
+    @pytest.mark.parametrize(
+        "x",
+        [X[:, :1], {"token_ids": X, "padding_mask": np.arange(LENGTH) < np.ones((ROWS, 1))}],
+        ids=["one token", "one real token"],
+    )
+    def test_rows_without_a_next_token_are_refused(self, x):
+        for call in (make_lm().fit, make_lm().evaluate):
+            with pytest.raises(ValueError, match=r"Without y, .* must have two at least"):
+                call(x)
 
     def test_ids_that_are_no_ints_are_refused(self):
         lm = make_lm()
