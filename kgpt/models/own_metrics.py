@@ -1,5 +1,7 @@
 """The metrics that models have beside those that they are compiled with."""
 
+import warnings
+
 import keras
 from keras import ops
 from keras.src.trainers.compile_utils import MetricsList
@@ -40,6 +42,13 @@ class Uncounted(keras.metrics.Sum):
     def result(self):
         return {}
 
-    def number(self) -> int:
-        """Returns how many they are since the last reset."""
-        return int(ops.convert_to_numpy(super().result()))
+    def warn(self):
+        """Warns of those since the last reset, if there are any."""
+        wrong = int(ops.convert_to_numpy(super().result()))
+        if wrong:
+            warnings.warn(
+                f"{wrong} targets were left out of the loss, since they are neither tokens of the "
+                "vocabulary nor classes of the model. Targets to leave out on purpose are -100 "
+                "or -1 for tokens, or have sample_weight 0.",
+                stacklevel=4,
+            )

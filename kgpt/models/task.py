@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -346,14 +345,7 @@ class Task(WholeModel, keras.Model):
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras calls this once at the end of an epoch or evaluation, before metrics are reset.
-        wrong = self._uncounted().number()
-        if wrong:
-            warnings.warn(
-                f"{wrong} targets were left out of the loss, since they are neither tokens of the "
-                "vocabulary nor classes of the model. Targets to leave out on purpose are -100 "
-                "or -1 for tokens, or have sample_weight 0.",
-                stacklevel=3,
-            )
+        self._uncounted().warn()
         # An epoch that is resumed after its last step has no logs but what the metrics hold.
         return super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
 
