@@ -75,16 +75,25 @@ def classification_scores(labels, logits, sample_weight=None) -> dict[str, float
         correlation is CoLA's score; where all predictions are the same it is 0.
 
     Raises:
-        ValueError: for shapes that do not fit each other.
+        ValueError: for shapes that do not fit each other, labels that are no classes, and logits
+            that are not finite.
     """
     from sklearn import metrics
 
-    labels, logits = np.asarray(labels).reshape(-1), np.asarray(logits)
+    labels, logits = np.asarray(labels).reshape(-1), _finite("logits", logits)
     if logits.ndim != 2 or len(logits) != len(labels):
         raise ValueError(
             "labels must have shape (examples,) and logits (examples, classes). "
             f"Received: shapes {labels.shape} and {logits.shape}."
         )
+    wrong = ~np.isin(labels, np.arange(logits.shape[1])) | (labels.dtype.kind in "US")
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise ValueError(
+            f"labels must be ints in [0, {logits.shape[1]}), the classes that the logits have. "
+            f"Received: {labels[i]!r} at index {i}. Names become numbers by class_names.index."
+        )
+    labels = labels.astype("int64")
     columns = {"y_true": labels, "y_pred": logits.argmax(axis=-1), "sample_weight": sample_weight}
     average = "binary" if logits.shape[1] == 2 else "macro"
     return {
@@ -112,14 +121,15 @@ def multi_label_scores(
         average precision, the area under the steps of precision over recall.
 
     Raises:
-        ValueError: for shapes that do not fit each other, and labels without a 1.
+        ValueError: for shapes that do not fit each other, labels without a 1, and logits that are
+            not finite.
 
     Example:
         kgpt.metrics.multi_label_scores([[1, 0], [1, 1]], [[2.0, -1.0], [0.5, -0.2]])
     """
     from sklearn import metrics
 
-    labels, logits = np.asarray(labels), np.asarray(logits)
+    labels, logits = np.asarray(labels), _finite("logits", logits)
     if logits.ndim != 2 or logits.shape != labels.shape or not labels.any():
         raise ValueError(
             "labels and logits must have one shape, (examples, classes), and labels a 1 somewhere. "
@@ -149,11 +159,12 @@ def regression_scores(targets, outputs) -> dict[str, float]:
         all values are the same, which has no correlation, it is 0.
 
     Raises:
-        ValueError: for shapes that do not fit each other, and fewer than two examples.
+        ValueError: for shapes that do not fit each other, fewer than two examples, and numbers that
+            are not finite.
     """
     from scipy import stats
 
-    targets, outputs = (np.asarray(x, "float64") for x in (targets, outputs))
+    targets, outputs = _finite("targets", targets), _finite("outputs", outputs)
     if targets.size != outputs.size or len(targets) != len(outputs) or len(targets) < 2:
         raise ValueError(
             "targets and outputs must have one shape, with two examples at least. "
@@ -171,3 +182,18 @@ def regression_scores(targets, outputs) -> dict[str, float]:
 
 def _vary(*columns):
     return all(np.ptp(column) > 0 for column in columns)
+
+
+def _finite(name, numbers):
+    """Returns numbers as float64; raises ValueError for what is none, NaN and infinity."""
+    try:
+        numbers = np.asarray(numbers, "float64")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers. Received: {numbers!r:.80}.") from error
+    wrong = ~np.isfinite(numbers)
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be finite numbers. Received: {numbers[wrong][0]} at index "
+            f"{int(np.argwhere(wrong)[0][0]) if numbers.ndim else 0}."
+        )
+    return numbers

@@ -165,3 +165,37 @@ def test_weights_of_examples_count():
 def test_shapes_that_do_not_fit_are_refused(score, shapes):
     with pytest.raises(ValueError, match="Received: shapes"):
         score(*(np.zeros(shape) for shape in shapes))
+
+
+@needs_scores
+@pytest.mark.parametrize(
+    ("score", "right", "predicted", "message"),
+    [
+        (
+            metrics.classification_scores,
+            [0, 1],
+            [[1, np.nan], [0, 1]],
+            "logits must be finite.*nan",
+        ),
+        (
+            metrics.classification_scores,
+            ["a", "b"],
+            np.eye(2),
+            r"ints in \[0, 2\).*'a'.* at index 0",
+        ),
+        (metrics.classification_scores, [0, 2], np.eye(2), r"ints in \[0, 2\).*2.* at index 1"),
+        (metrics.classification_scores, [0.5, 1], np.eye(2), r"ints in \[0, 2\).*0.5"),
+        (metrics.multi_label_scores, np.eye(2), [[1, np.nan], [0, 1]], "logits must be finite"),
+        (
+            metrics.regression_scores,
+            [0, np.nan, 1],
+            [1, 2, 3],
+            "targets must be finite.* at index 1",
+        ),
+        (metrics.regression_scores, [0, 1], [1, np.inf], "outputs must be finite.*inf at index 1"),
+        (metrics.regression_scores, ["a", "b"], [1, 2], "targets must be numbers"),
+    ],
+)
+def test_what_has_no_score_is_refused(score, right, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        score(right, predicted)

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import keras
+import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.metrics import classification_scores, multi_label_scores, regression_scores
@@ -54,5 +55,9 @@ class Scores(keras.callbacks.Callback):
         outputs = self.model.predict(self.data, verbose=0)
         weights = self.data.sample_weight
         weights = {} if weights is None else {"sample_weight": weights}
-        for name, value in self._score(self.data.labels, outputs, **weights).items():
-            logs[self.prefix + name] = value
+        is_finite = np.isfinite(outputs).all()  # a run that diverged goes on to other callbacks
+        scores = self._score(
+            self.data.labels, outputs if is_finite else np.zeros_like(outputs), **weights
+        )
+        for name, value in scores.items():
+            logs[self.prefix + name] = value if is_finite else np.nan

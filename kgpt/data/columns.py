@@ -192,6 +192,14 @@ def read_class_names(class_names) -> list[str]:
     class_names = list(class_names)
     if not all(isinstance(name, str | numbers.Integral) for name in class_names):
         raise ValueError(f"A class's name must be a str. Received: class_names={class_names!r}.")
+    numbers_given = not all(isinstance(name, str) for name in class_names)
+    if numbers_given and class_names != list(range(len(class_names))):
+        raise ValueError(
+            "Numbers as class_names must be those of the classes, 0, 1, ..., in their order: ints "
+            "as labels are not looked up among the names. Received: "
+            f"class_names={class_names!r:.100}. For names, try class_names="
+            f"{list(map(str, class_names))!r:.100} and labels of type str."
+        )
     class_names = [str(name) for name in class_names]
     if len(set(class_names)) < len(class_names):
         raise ValueError(f"class_names must differ. Received: class_names={class_names}.")

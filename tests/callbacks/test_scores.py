@@ -63,6 +63,18 @@ class TestScoresByKind:
         assert logs == kgpt.metrics.multi_label_scores(data.labels, logits)
         assert set(logs) == {"f1", "micro_f1", "mean_average_precision"}
 
+    def test_a_model_that_diverged_has_scores_of_nan(self, monkeypatch):
+        pytest.importorskip("sklearn", reason="the extra `scores`")
+        data, tokenizer = task_batches(kgpt.data.classification, [0, 1, 2] * 4)
+        monkeypatch.setattr(
+            kgpt.TextClassifier, "predict", lambda *_, **__: np.full((12, 3), np.nan)
+        )
+
+        logs, _ = self.logs(data, tokenizer, 3)
+
+        assert list(logs) == ["accuracy", "f1", "matthews"]
+        assert np.isnan(list(logs.values())).all()
+
     def test_weights_of_numbers_are_refused(self):
         options = {"sample_weight": np.arange(12)}
         data, _ = task_batches(kgpt.data.regression, np.arange(12) / 12, **options)

@@ -283,7 +283,12 @@ def test_rows_of_labels_for_choices_are_refused(labels):
 
 @pytest.mark.parametrize(
     ("class_names", "message"),
-    [("ab", "list of names.*Received: class_names='ab'"), (["a", "a"], "must differ")],
+    [
+        ("ab", "list of names.*Received: class_names='ab'"),
+        (["a", "a"], "must differ"),
+        ([1, 0], r"in their order.*\[1, 0\].*class_names=\['1', '0'\]"),
+        ([1, 2], r"Numbers as class_names must be those of the classes, 0, 1"),
+    ],
 )
 def test_class_names_that_name_no_classes_are_refused(class_names, message):
     with pytest.raises(ValueError, match=message):
