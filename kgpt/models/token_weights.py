@@ -62,9 +62,9 @@ def check_next_tokens(self, x, y):
 
 def check_set(self, x, y):
     """Raises ValueError for arrays of a whole set in which no token counts."""
-    y, ids = as_array(y), as_array(x["token_ids"] if isinstance(x, dict) else x)
-    if y is not None:
-        if not (y >= 0).any():
+    targets, ids = as_array(y), as_array(x["token_ids"] if isinstance(x, dict) else x)
+    if y is not None or ids is None:
+        if targets is not None and not (targets >= 0).any():
             raise ValueError(
                 "y must leave something to count. Received: targets that are all to be ignored, "
                 f"{' or '.join(map(str, IGNORED_TARGETS))}."
