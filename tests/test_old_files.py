@@ -79,7 +79,11 @@ def test_training_goes_on_from_an_old_file_as_it_would_have_gone(loaded):
         assert np.isfinite(losses).all()
         assert np.abs(outputs_of(model, inputs) - arrays["outputs"]).max() > 1e-4
         return
-    np.testing.assert_allclose(losses, arrays["losses"], atol=atol, rtol=0)
+    expected = arrays["losses"]
+    if name == "lm_keras_loss":  # a Keras loss was divided by all positions, by padding too
+        expected = expected * (inputs["padding_mask"].size / inputs["padding_mask"].sum())
+        atol = 1e-3  # Adam's moments of before are those of smaller gradients
+    np.testing.assert_allclose(losses, expected, atol=atol, rtol=0)
     assert np.abs(arrays["outputs_after_training"] - arrays["outputs"]).max() > 3 * atol
     assert_same_outputs(outputs_of(model, inputs), arrays["outputs_after_training"], inputs, atol)
 

@@ -659,7 +659,7 @@ def test_inputs_without_names_are_refused(backbone, kind):
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
 def test_token_ids_of_another_rank_are_refused(backbone, shape):
-    with pytest.raises(ValueError, match="Invalid input shape"):
+    with pytest.raises(ValueError, match="must have shape \\(batch, length\\)"):
         backbone(np.zeros(shape, "int32"))
 
 
