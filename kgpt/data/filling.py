@@ -23,14 +23,15 @@ _is_real = contextvars.ContextVar("is_real", default=None)  # the rows of the ba
 def fill_batch(batch) -> tuple:
     """Returns `(x, y, sample_weight)` with as many rows as this process's devices divide."""
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-    if num_own_shards() == 1:
+    shards = num_own_shards()
+    if shards == 1:
         return x, y, sample_weight
     rows = _num_rows(x)
-    missing = -rows % num_own_shards()
+    missing = -rows % shards
 
     def fill(array):
-        if array is None:
-            return None
+        if array is None or not missing:
+            return array
         array = np.asarray(array)
         return np.concatenate([array, np.repeat(array[:1], missing, axis=0)])
 
