@@ -118,8 +118,8 @@ def read_model(
     with errors_name(folder / "config.json"):
         options = configs.backbone_options(config, of_body.get("dropout"))
         check_size(options, {name: tensor.shape for name, tensor in tensors.items()})
-        task_in_files = configs.task_in_files(config, tensors)
-        task = task_in_files if task == "auto" else task
+        if task == "auto":
+            task = configs.task_in_files(config, tensors)
         has_head = configs.has_head(task, config, tensors)
         own = configs.head_options(task, config, tensors) if has_head else {}
     of_head, is_kept = configs.chosen(own, of_head)
