@@ -223,7 +223,7 @@ class CheckpointFolder:
         (unfinished / "progress.json").write_text(text, encoding="utf-8")
         stack.close()
         whole = [path for path in earlier if path not in self._useless]
-        kept = whole[len(whole) + 1 - self.keep :]
+        kept = whole[max(0, len(whole) + 1 - self.keep) :]
         for path in earlier:
             if path not in kept:
                 _remove(path)

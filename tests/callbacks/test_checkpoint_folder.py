@@ -46,6 +46,19 @@ def two(opened):
     return opened
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path, keep):
+    folder = CheckpointFolder(tmp_path / "run", keep)
+    folder.open()
+
+    for number in range(1, 9):
+        save(folder, number)
+        folder.wait()
+        assert len(checkpoints(tmp_path / "run")) == min(number, keep)
+    assert number_in(folder.newest()) == 8
+    folder.close()
+
+
 # === Power cuts ===
 
 
