@@ -277,13 +277,13 @@ def pretraining_optimizer(
     """
     # Keras counts a step for every batch, accumulated or not.
     batches = gradient_accumulation_steps or 1
-    if warmup_steps is not None:
-        warmup_steps *= batches
+    if warmup_steps is None:
+        warmup_steps = min(2000, steps // 10)
     return AdamW(
         WarmupCosine(
             learning_rate,
             steps * batches,
-            warmup_steps,
+            warmup_steps * batches,
             alpha=_share_at_end(final_learning_rate, learning_rate),
         ),
         weight_decay=weight_decay,
