@@ -1,8 +1,11 @@
 """The states of the generators of random numbers that a run draws from outside of the model.
 
 Those of layers are variables of the model, and saved with it. numpy's generator shuffles arrays on
-JAX; on PyTorch its own shuffles them, and unseeded layers of Keras draw from it.
+JAX; on PyTorch its own shuffles them, and unseeded layers of Keras draw from it. Python's shuffles
+a PyDataset, and gives samples their seeds.
 """
+
+import random
 
 import keras
 import numpy as np
@@ -10,8 +13,12 @@ import numpy as np
 
 def random_states() -> dict[str, np.ndarray]:
     """Returns the states of all generators as arrays."""
+    version, words, gauss = random.getstate()
+    arrays = {
+        "random/python": np.array([version, *words]),
+        "random/python_gauss": np.array([] if gauss is None else [gauss]),
+    }
     state = np.random.get_state(legacy=False)
-    arrays = {}
     if state["bit_generator"] == "MT19937":  # another one is the user's own
         inner = state["state"]
         arrays["random/numpy"] = np.array(inner["key"])
@@ -27,6 +34,10 @@ def random_states() -> dict[str, np.ndarray]:
 
 def set_random_states(arrays):
     """Sets the states that `random_states` returned, as far as there are such generators here."""
+    if "random/python" in arrays:
+        version, *words = arrays["random/python"].tolist()
+        gauss = next(iter(arrays["random/python_gauss"].tolist()), None)
+        random.setstate((version, tuple(words), gauss))
     if "random/numpy" in arrays:
         position, has_gauss, gauss = arrays["random/numpy_place"]
         keys = arrays["random/numpy"]

@@ -1,5 +1,7 @@
 """A run that was cut makes the steps, epochs and validations that it would have made."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -110,6 +112,30 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(path, tmp_path, name):
     # TensorFlow's steps take longest: one place in each of the fits.
     is_slow = keras.backend.backend() == "tensorflow"
     assert_goes_on(run, tmp_path, -(list(FITS).index(name) % 3) if is_slow else 3)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        x = np.random.default_rng(index).integers(0, VOCABULARY, (2, LENGTH))
+        return x, x
+
+
+def test_a_pydataset_is_shuffled_as_it_would_have_been(tmp_path):
+    def run(epochs, *callbacks):
+        lm = make_lm()
+        lm.fit(Batches(), epochs=epochs, callbacks=list(callbacks), verbose=0)
+        return lm
+
+    expected = run(3)
+    run(2, kgpt.callbacks.ResumableCheckpoint(tmp_path))
+    random.seed(7)  # as another process would
+
+    resumed = run(3, kgpt.callbacks.ResumableCheckpoint(tmp_path))
+
+    assert_same(resumed, expected)
 
 
 TEXTS = ["ab", "cd", "efg", "h", "ijk", "lm", "nop"]
