@@ -39,7 +39,7 @@ def embedding_neighbours(lm, texts, k: int = 8):
     columns = min(4, len(token_ids))
     rows = -(-len(token_ids) // columns)
     figure = new_figure(2.6 * columns, rows * (0.5 + 0.24 * k))
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
     for axes, token_id in zip(grid, token_ids, strict=False):
         cosines = table @ table[token_id]
         nearest = [i for i in np.argsort(-cosines, kind="stable") if i != token_id][:k]
@@ -48,7 +48,7 @@ def embedding_neighbours(lm, texts, k: int = 8):
         axes.invert_yaxis()
         axes.set_title(_texts(lm, [token_id])[0], family=fonts(), fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in list(grid)[len(token_ids) :]:
+    for axes in grid[len(token_ids) :]:
         axes.axis("off")
     figure.supxlabel("cosine", fontsize=9)
     return figure

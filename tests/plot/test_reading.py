@@ -154,6 +154,12 @@ def test_neighbours_are_the_nearest_vectors(lm, tokenizer):
         np.testing.assert_allclose(widths, expected, rtol=1e-5)
 
 
+def test_panels_without_a_token_are_empty(lm):
+    figure = plot.embedding_neighbours(lm, list(range(5)), k=2)
+
+    assert [axes.axison for axes in figure.axes] == [True] * 5 + [False] * 3
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
