@@ -34,11 +34,11 @@ def work(arguments):
     import keras
     import numpy as np
 
-    from kgpt.layers import CausalSelfAttention, attention
+    from kgpt.kernels import attention
+    from kgpt.layers import CausalSelfAttention
 
     if arguments.plain:
-        attention._LONG = 10**9
-        attention._fused_attention_is_fastest = lambda: False
+        attention.choice = lambda *shape_and_options: "reference"
 
     def step(length):
         states = keras.Input((None, 384))
