@@ -30,7 +30,8 @@ from kgpt.tokenizer import Tokenizer
 from kgpt.tokenizer.gpt1_words import gpt1_rules
 from kgpt.tokenizer.training import tokenizer_from_parts
 
-_FILES = [
+ON_HUB = "hf://"  # before the name of a repository, so that it is not one of a folder
+FILES = [
     "config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
@@ -41,7 +42,7 @@ _FILES = [
     "vocab.json",
     "merges.txt",
 ]
-_OUTDATED = [*_FILES, "generation_config.json", "special_tokens_map.json"]
+_OUTDATED = [*FILES, "generation_config.json", "special_tokens_map.json"]
 
 
 # === From a folder or the hub ===
@@ -113,7 +114,7 @@ def read_model(
     of_body = {**of_body, "dtype": checked_policy(of_body.get("dtype"))}
     folder = downloaded(name_or_folder, **of_files)
     shards = (path.name for path in folder.glob("model-*-of-*.safetensors"))
-    check_manifest(folder, [*_FILES, *shards])
+    check_manifest(folder, [*FILES, *shards])
     config, tensors = _read_config(folder), find_tensors(folder)
     with errors_name(folder / "config.json"):
         options = configs.backbone_options(config, of_body.get("dropout"))
@@ -141,9 +142,8 @@ def read_model(
     return model
 
 
-def options_in(name_or_folder, task: str | None) -> tuple[dict, dict]:
-    """Returns the arguments of the body in a folder or repository, and of a head of this kind."""
-    folder = downloaded(name_or_folder, files=["config.json"])
+def options_in(folder: Path, task: str | None) -> tuple[dict, dict]:
+    """Returns the arguments of the body in a folder, and of a head of this kind."""
     with errors_name(folder / "config.json"):
         config = _read_config(folder)
         has_head = task is not None and configs.has_head(task, config, None)
@@ -157,18 +157,19 @@ def folder_has_head(folder: Path, task: str) -> bool:
         return configs.has_head(task, _read_config(folder), find_tensors(folder))
 
 
-def downloaded(name_or_folder, revision=None, cache_dir=None, files=(*_FILES, MANIFEST)) -> Path:
+def downloaded(name_or_folder, revision=None, cache_dir=None, files=(*FILES, MANIFEST)) -> Path:
     """Returns the folder itself, or the one in the hub's cache after the download."""
     if not isinstance(name_or_folder, str | os.PathLike):
         hint = 'Try "openai-community/gpt2", or the path of a folder.'
         refuse("name_or_folder", name_or_folder, "a repository's name or a path", hint, TypeError)
-    name = os.fspath(name_or_folder)
-    if Path(name).is_dir():
+    given = os.fspath(name_or_folder)
+    name = given.removeprefix(ON_HUB)
+    if given == name and Path(name).is_dir():
         return Path(name)
     if not isinstance(name_or_folder, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise FileNotFoundError(
             "name_or_folder must be a folder that exists, or the name of a repository on the hub, "
-            f'such as "openai-community/gpt2". Received: {name!r}.'
+            f'such as "openai-community/gpt2". Received: {given!r}.'
         )
     hub = import_extra("huggingface_hub")
     return Path(

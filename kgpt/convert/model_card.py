@@ -1,6 +1,5 @@
 """A model's README in the form of Hugging Face's hub: what it is, and what it has seen."""
 
-import hashlib
 import math
 import os
 import re
@@ -12,7 +11,7 @@ import numpy as np
 
 from kgpt.arguments import checked, refuse
 from kgpt.convert.weights import import_extra
-from kgpt.files import make_folder, written_whole
+from kgpt.files import make_folder, sha256, written_whole
 from kgpt.models import CausalLM, GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 
 _PIPELINES = {
@@ -45,7 +44,8 @@ def model_card(
 
     Args:
         model: a `GPTBackbone`, a `CausalLM` or another head.
-        path: the file to write, or the folder where it is called README.md; made if need be.
+        path: the file to write, or the folder where it is called README.md; made if need be, where
+            the path has no suffix.
         training_data: files, such as those of `kgpt.data.write_tokens`. Their names, sizes and
             hashes are written, not their folders; files in tokens are also counted in tokens.
         tokens_seen: int. How many tokens the model was trained on, repetitions included.
@@ -139,13 +139,11 @@ def _training(model, tokens_seen):
 
 def _file_row(path):
     path = Path(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = f"{path.stat().st_size:,} bytes"
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r")
         size += f", {array.size:,} tokens" if array.dtype.kind == "u" else ""
-    return path.name, size, digest
+    return path.name, size, sha256(path)
 
 
 def _eval_results(pipeline, figures, evaluation_data):
@@ -179,7 +177,8 @@ def _escape(text):
 
 
 def _write(path, text):
-    path = path / "README.md" if path.is_dir() else path
+    is_folder = path.is_dir() or not (path.suffix or path.exists())
+    path = path / "README.md" if is_folder else path
     make_folder(path.parent)
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", newline="\n")

@@ -12,6 +12,8 @@ from kgpt.arguments import check_keywords, named_parameters, refuse
 from kgpt.console import show
 from kgpt.convert import configs
 from kgpt.convert.huggingface import (
+    FILES,
+    ON_HUB,
     downloaded,
     folder_has_head,
     options_in,
@@ -21,11 +23,12 @@ from kgpt.convert.huggingface import (
 from kgpt.convert.keras_file import load_keras_file
 from kgpt.convert.model_card import model_card
 from kgpt.convert.weights import import_extra
-from kgpt.files import files_written_whole
+from kgpt.files import MANIFEST, files_written_whole, written_whole
 from kgpt.models import GPTBackbone, Head
 from kgpt.models.presets import HUB, PRESETS
 
 _MODEL_FILE = "model.keras"
+_OF_SIZES = ("config.json", _MODEL_FILE)  # what is read for a model without its weights
 # What may be chosen beside weights that exist: no shape depends on it.
 _FREE = ("dropout", "attention_dropout", "recompute", "dtype", "name", "trainable")
 
@@ -37,8 +40,7 @@ def load(cls, name, load_weights: bool, options: dict):
         refuse("name", name, "a preset, a folder or a handle on the hub")
     if not isinstance(load_weights, bool):
         refuse("load_weights", load_weights, "a bool")
-    source = name[5:] if isinstance(name, str) and name.startswith("hf://") else name
-    is_size = isinstance(name, str) and name in PRESETS
+    source, is_size = name, isinstance(name, str) and name in PRESETS
     if is_size and not load_weights:
         return _with_head(cls, GPTBackbone(**{**PRESETS[name], **of_body}), of_head)
     if is_size:
@@ -48,8 +50,8 @@ def load(cls, name, load_weights: bool, options: dict):
                 f"{cls.__name__}.from_preset({name!r}, load_weights=False), which has new weights, "
                 f"or one of {', '.join(HUB)}."
             )
-        source = HUB[name]
-    elif source == name and not os.path.isdir(name):
+        source = ON_HUB + HUB[name]
+    elif not (str(name).startswith(ON_HUB) or os.path.isdir(name)):
         _refuse_name(name)
     if load_weights:
         fixed = [option for option in of_body if option not in _FREE]
@@ -59,14 +61,17 @@ def load(cls, name, load_weights: bool, options: dict):
                 f"{fixed[0]}={of_body[fixed[0]]!r}, load_weights=True. Leave it out, or pass "
                 "load_weights=False for new weights."
             )
-    if os.path.lexists(os.path.join(source, _MODEL_FILE)):
-        return _from_keras_file(cls, Path(source, _MODEL_FILE), load_weights, of_body, of_head)
     with _hub_errors(name):
-        if not load_weights:
-            body, head = options_in(source, _task_of(cls) if issubclass(cls, Head) else None)
-            of_head, _ = configs.chosen(head, of_head)
-            return _with_head(cls, GPTBackbone(**{**body, **of_body}), of_head)
-        return _from_huggingface(cls, source, of_body, of_head)
+        source = downloaded(
+            source, files=(*FILES, MANIFEST, _MODEL_FILE) if load_weights else _OF_SIZES
+        )
+    if os.path.lexists(source / _MODEL_FILE):
+        return _from_keras_file(cls, source / _MODEL_FILE, load_weights, of_body, of_head)
+    if not load_weights:
+        body, head = options_in(source, _task_of(cls) if issubclass(cls, Head) else None)
+        of_head, _ = configs.chosen(head, of_head)
+        return _with_head(cls, GPTBackbone(**{**body, **of_body}), of_head)
+    return _from_huggingface(cls, source, of_body, of_head)
 
 
 def _task_of(cls) -> str | None:
@@ -75,10 +80,8 @@ def _task_of(cls) -> str | None:
 
 def _from_huggingface(cls, source, of_body, of_head):
     task = _task_of(cls)
-    if task not in (None, "backbone", "causal_lm"):
-        source = downloaded(source)  # it is read twice
-        if not folder_has_head(source, task):
-            task = None
+    if task not in (None, "backbone", "causal_lm") and not folder_has_head(source, task):
+        task = None
     if task is None:
         lm = read_model(source, "causal_lm", of_body, {})
         return _with_fresh_head(cls, lm.backbone, lm.tokenizer, of_head)
@@ -183,6 +186,9 @@ def _hub_errors(name):
 def save(model, folder, **card):
     """Writes what `save_to_preset` says."""
     folder = Path(folder)
+    with tempfile.TemporaryDirectory() as drafts:  # first: wrong arguments write nothing
+        model_card(model, drafts, **card)
+        text = Path(drafts, "README.md").read_bytes()
     try:
         to_huggingface(model, folder)
     except ValueError as error:
@@ -194,7 +200,8 @@ def save(model, folder, **card):
             if getattr(model, "tokenizer", None) is not None:
                 model.tokenizer.save(unfinished / "tokenizer.json")
         show(f"Written as {_MODEL_FILE}, since transformers has no place for it: {reason}")
-    model_card(model, folder, **card)
+    with written_whole(folder / "README.md") as unfinished:
+        unfinished.write_bytes(text)
 
 
 def push(model, repo_id, private, token, card) -> str:

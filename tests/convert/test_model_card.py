@@ -64,6 +64,14 @@ def test_each_head_has_its_task_on_the_hub(lm, make, tag, tmp_path):
     assert front_matter((tmp_path / "README.md").read_text())["pipeline_tag"] == tag
 
 
+def test_a_path_without_a_suffix_is_a_folder_that_is_made(lm, tmp_path):
+    kgpt.model_card(lm, tmp_path / "my-gpt")
+    kgpt.model_card(lm, tmp_path / "card.md")
+
+    written = (tmp_path / "my-gpt" / "README.md").read_text(encoding="utf-8")
+    assert written == (tmp_path / "card.md").read_text(encoding="utf-8")
+
+
 def test_data_are_named_with_their_hashes_and_tokens(lm, tmp_path):
     np.save(tmp_path / "train.npy", np.arange(1234, dtype="uint16"))
     (tmp_path / "notes.txt").write_text("abc")

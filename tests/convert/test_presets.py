@@ -86,6 +86,17 @@ class TestNames:
             with pytest.raises(TypeError, match=r"no argument 'activation'.*softmax\(logits\)"):
                 kgpt.TextClassifier.from_preset("gpt2", activation="softmax", **options)
 
+    def test_a_folder_of_the_name_is_not_taken_for_the_repository(
+        self, served, monkeypatch, tmp_path
+    ):
+        monkeypatch.chdir(tmp_path)
+        for name in ("openai-community/gpt2", "some/repository"):
+            (tmp_path / name).mkdir(parents=True)
+
+        for name in ("gpt2", "hf://some/repository"):
+            lm = kgpt.CausalLM.from_preset(name)
+            np.testing.assert_allclose(outputs(lm), outputs(make_lm()), atol=1e-6)
+
     def test_without_weights_nothing_is_downloaded(self, served):
         backbone = kgpt.GPTBackbone.from_preset("gpt_nano", load_weights=False, num_layers=1)
         lm = kgpt.CausalLM.from_preset("gpt_nano", load_weights=False, num_layers=1)
@@ -291,7 +302,8 @@ class TestOptionsOverTrainedHeads:
         assert (of_three.num_classes, of_three.class_names, fresh.tokenizer) == (3, None, None)
 
 
-def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"query_key_norm": True}])
+def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path, options):
     calls = []
 
     class Api:
@@ -307,11 +319,39 @@ def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "HfApi", Api)
 
-    address = make_lm().push_to_hub("me/name", private=True, token="secret", license="mit")
+    def snapshot_download(name, allow_patterns, **_):
+        assert name == "me/name"
+        unwanted = [
+            path.name
+            for path in (tmp_path / "uploaded").iterdir()
+            if not any(path.match(pattern) for pattern in allow_patterns)
+        ]
+        shutil.copytree(
+            tmp_path / "uploaded", tmp_path / "cache", ignore=lambda *_: unwanted,
+            dirs_exist_ok=True,
+        )  # fmt: skip
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    lm = kgpt.CausalLM(
+        randomize(kgpt.GPTBackbone(TOKENIZER.vocabulary_size, **SIZES, **options)),
+        tokenizer=TOKENIZER,
+    )
+
+    address = lm.push_to_hub("me/name", private=True, token="secret", license="mit")
 
     assert calls == ["secret", ("me/name", True, True)]
     assert address == "https://huggingface.co/me/name"
     assert "\nlicense: mit\n" in (tmp_path / "uploaded" / "README.md").read_text(encoding="utf-8")
-    np.testing.assert_allclose(
-        outputs(kgpt.CausalLM.from_preset(tmp_path / "uploaded")), outputs(make_lm()), atol=1e-6
-    )
+    fresh = kgpt.GPTBackbone.from_preset("hf://me/name", load_weights=False, num_layers=1)
+    assert (fresh.num_layers, fresh.query_key_norm) == (1, bool(options))
+    opened = kgpt.CausalLM.from_preset("hf://me/name")
+    np.testing.assert_allclose(outputs(opened), outputs(lm), atol=1e-6)
+
+
+@pytest.mark.parametrize("card", [{"licence": "mit"}, {"evaluation": {"loss": float("nan")}}])
+def test_wrong_words_for_the_card_write_nothing(tmp_path, card):
+    with pytest.raises((TypeError, ValueError)):
+        make_lm().save_to_preset(tmp_path / "model", **card)
+
+    assert not (tmp_path / "model").exists()
