@@ -5,11 +5,13 @@ import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.generation import arguments
+from kgpt.locks import locked
 from kgpt.plot.figure import COLOURS, fonts, new_figure, visible_text
 from kgpt.plot.reading import pieces_of
 
 
 @checked
+@locked
 def embedding_neighbours(lm, texts, k: int = 8):
     """Draws, for some tokens, the tokens with the nearest vectors in the embedding.
 

@@ -4,10 +4,11 @@ import base64
 import json
 import os
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
-from kgpt.files import written_whole
+from kgpt.files import make_folder, written_whole
 from kgpt.plot.reading import likeliest
 
 _EXPECTED = 5  # tokens that are listed at each position
@@ -38,5 +39,6 @@ def write_page(path: str | os.PathLike, lm, reading, colours: str) -> None:
     }
     template = resources.files("kgpt.plot").joinpath("page.html").read_text("utf-8")
     text = json.dumps(data).replace("<", "\\u003c")  # a text must not end the script
+    make_folder(Path(path).parent)
     with written_whole(path) as unfinished:
         unfinished.write_text(template.replace('"DATA"', text), "utf-8")

@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.generation import arguments
+from kgpt.locks import locked
 
 
 class Reading(NamedTuple):
@@ -23,6 +24,7 @@ class Reading(NamedTuple):
         return -nats / np.log(2)
 
 
+@locked
 def read(lm, text, with_attention: bool = False) -> Reading:
     """Runs a language model over one text.
 
@@ -33,6 +35,7 @@ def read(lm, text, with_attention: bool = False) -> Reading:
 
     Raises:
         ValueError: for several texts, none, or more tokens than the model can read.
+        RuntimeError: if another thread trains the model.
     """
     backbone = lm.backbone
     texts, is_single = arguments.read_prompts(text, "text")

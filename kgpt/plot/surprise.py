@@ -62,7 +62,7 @@ def surprise(lm, text, *, html: str | os.PathLike | None = None):
         columns = sum(_width(character) for character in shown)
         axes.barh(-line, columns, height=0.92, left=column, color=colour)
         where = {"va": "center", "fontsize": _FONT_SIZE, "family": fonts()}
-        axes.text(column, -line, shown.replace("$", r"\$"), **where)
+        axes.text(column, -line, visible_text(shown) if shown else "", **where)
     axes.set(xlim=(0, _COLUMNS), ylim=(0.5 - lines, 0.5))
     axes.axis("off")
     side = figure.add_axes((1 - 0.8 / width, top - bar_height / height, 0.01, bar_height / height))

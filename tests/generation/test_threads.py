@@ -152,6 +152,8 @@ def test_a_model_in_fit_is_refused_to_other_threads_and_not_to_its_callbacks(in_
     for call in (
         lambda: lm.generate(RAGGED, NEW),
         lambda: lm.score(RAGGED),
+        lambda: kgpt.plot.surprise(lm, ROWS[0][0]),
+        lambda: kgpt.plot.embedding_neighbours(lm, [1]),
         lambda: lm.fit(ROWS[0], verbose=0),
         lambda: classifier.predict(ROWS[0], verbose=0),
     ):

@@ -119,6 +119,12 @@ def test_each_word_has_the_colour_of_its_bits(lm):
     assert darkest < lightest
 
 
+def test_signs_that_cannot_be_seen_have_ones_that_can(lm):
+    texts = plot.surprise(lm, "the\tcat\rsat").axes[0].texts
+
+    assert "".join(text.get_text() for text in texts) == "the→cat↵sat"
+
+
 def test_long_lines_and_wide_characters_are_broken(lm):
     texts = plot.surprise(lm, "猫" * 15 + "x " * 3).axes[0].texts
     many = kgpt.Tokenizer.train(["猫x "], style="characters", special_tokens=())
@@ -217,7 +223,7 @@ def test_classes_that_do_not_fit_are_refused(labels, predictions, names):
 
 
 def test_the_page_holds_the_figures_in_one_file(lm, tmp_path):
-    path = tmp_path / "page.html"
+    path = tmp_path / "new folder" / "page.html"
 
     plot.surprise(lm, TEXT, html=path)
 
