@@ -189,7 +189,9 @@ def test_the_bar_knows_the_tokens_of_a_step_where_all_steps_have_the_same(lm, ro
     np.save(tmp_path / "tokens.npy", np.zeros(100, "uint16"))
     tokens_of = fitting._tokens_per_step
 
-    assert tokens_of(kgpt.data.windows(tmp_path / "tokens.npy", 4, 3), None) == 12
+    windows = kgpt.data.windows(tmp_path / "tokens.npy", 4, 3)
+    mixture = kgpt.data.mixture([windows, windows], [1, 2])
+    assert tokens_of(windows, None) == tokens_of(mixture, None) == 12
     assert tokens_of(rows, 2) == tokens_of({"token_ids": rows}, 2) == 10
     assert tokens_of(rows, None) == 32 * 5
     assert tokens_of(rows[:7], None) == 7 * 5

@@ -96,7 +96,7 @@ class TokenMixture(ResumableBatches):
         super().__init__(repeat)
         self._datasets, self._weights = datasets, weights
         self._vocabulary_size = None
-        config = datasets[0].config
+        config, self.tokens_per_batch = datasets[0].config, datasets[0].tokens_per_batch
         self._batch_size, self._shards = config["batch_size"], config["shard_count"]
         self._shard, self.longest_sequence = config["shard_index"], config["sequence_length"]
         self._num_batches = len(self._mixed()) // (self._batch_size * self._shards)
