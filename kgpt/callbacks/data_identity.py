@@ -60,7 +60,7 @@ def fingerprint(array) -> str | None:
         digest.update(np.ascontiguousarray(array))
     else:
         flat = array.reshape(-1)
-        block = _BLOCK_BYTES // array.itemsize
+        block = max(1, _BLOCK_BYTES // array.itemsize)
         for start in np.linspace(0, len(flat) - block, _BLOCKS).astype("int64"):
             digest.update(flat[start : start + block].tobytes())
     shape = " x ".join(map(str, array.shape))

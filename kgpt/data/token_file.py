@@ -32,9 +32,8 @@ class TokenFile:
     def __init__(self, path: str | os.PathLike):
         self.path = path
         self._tokens, self._checksums = _map(path)
-        self._file = open(path, "rb")  # noqa: SIM115 (open as long as it is mapped)
-        state = os.fstat(self._file.fileno())
-        self._size, self.stamp = state.st_size, (state.st_size, state.st_mtime_ns)
+        self._size = self._tokens.base.size()  # of the file that is mapped
+        self.stamp = self._size, os.stat(path).st_mtime_ns
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -81,7 +80,7 @@ class TokenFile:
         )
 
     def _check_size(self):
-        size = os.fstat(self._file.fileno()).st_size
+        size = self._tokens.base.size()
         if size != self._size:
             raise ValueError(
                 "A token file may be replaced while it is read, but not written to. Received: "

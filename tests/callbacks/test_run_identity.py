@@ -522,6 +522,14 @@ def test_of_a_large_array_blocks_are_looked_at():
     assert fingerprint(array) != seen
 
 
+def test_of_a_large_array_of_long_texts_blocks_are_looked_at():
+    array = np.zeros(2**11, "U32768")  # 2^28 bytes of text, none of it touched
+    seen = fingerprint(array)
+    array[-1] = "other"
+
+    assert fingerprint(array) != seen
+
+
 class Batches(keras.utils.PyDataset):
     def __init__(self, number):
         super().__init__()
