@@ -33,6 +33,7 @@ MOST_LINES, MOST_FUNCTION_LINES = 400, 50
 # What one reads to understand a GPT and its training, and how many lines of code it may be.
 TO_READ = ("layers/", "losses.py", "models/backbone.py", "models/causal_lm.py")
 MOST_LINES_TO_READ = 700
+MAPPED = (".", "data", "kernels", "layers", "models")  # of the other folders one line says enough
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -200,6 +201,15 @@ def house(tmp_path):
         return tmp_path / "kgpt"
 
     return write
+
+
+def test_the_map_of_the_code_has_each_file():
+    text = (ROOT.parent / "docs" / "reading_the_code.md").read_text(encoding="utf-8")
+    files = [path for folder in MAPPED for path in (ROOT / folder).glob("*.py")]
+
+    missing = [path.name for path in files if f" {path.name}" not in text]
+
+    assert set(missing) == {"__init__.py"}
 
 
 @pytest.mark.parametrize(
