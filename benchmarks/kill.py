@@ -179,14 +179,14 @@ def start(options, case, folder, *arguments):
         "OMP_NUM_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    errors = (folder / "errors.txt").open("a")
-    return subprocess.Popen(
-        [*command, "--worker", str(folder), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env=environment,
-        text=True,
-    )
+    with (folder / "errors.txt").open("a") as errors:
+        return subprocess.Popen(
+            [*command, "--worker", str(folder), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+        )
 
 
 def kill_once(options, case, folder, rng, in_files):

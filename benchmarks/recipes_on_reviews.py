@@ -114,9 +114,7 @@ def seconds_of_steps(tokenizer, path, arguments, rounds=3, steps=4):
             for _ in range(steps):
                 lm.train_on_batch(*next(batches))
             seconds[name].append((time.process_time() - began) / steps)
-    return {
-        name: statistics.median(times[1:]) for name, times in seconds.items()
-    }  # first: compiles
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 # === One run ===
@@ -202,7 +200,7 @@ def train(splits, tokenizer, paths, arguments):
     for recipe, rate in tried[share - 1 :: shares]:
         pretrained(recipe, rate, arguments.seeds[0], tokenizer, paths, arguments)
     runs = [(name, seed) for seed in arguments.seeds for name in arguments.recipes]
-    left = runs[share - 1 :: shares]
+    left, is_told = runs[share - 1 :: shares], False
     while left:
         known = [run for run in left if best_rate(run[0], arguments) is not None]
         for recipe, seed in known[:1]:
@@ -210,8 +208,11 @@ def train(splits, tokenizer, paths, arguments):
             found = pretrained(recipe, rate, seed, tokenizer, paths, arguments)
             fine_tuned(found, splits, tokenizer, arguments)
             left.remove((recipe, seed))
-        if not known:
-            time.sleep(5)  # another share is at it
+        if not known:  # another share is at it
+            if not is_told:
+                print(f"Waits for another share, which pretrains {left[0][0]}.", flush=True)
+            is_told = True
+            time.sleep(5)
 
 
 def show(arguments):
