@@ -15,7 +15,7 @@ from kgpt.arguments import checked, one_of, refuse
 __all__ = ["layout_map", "pin"]
 
 BATCH, MODEL = "batch", "model"  # what the axes of any mesh are called in `pin`
-_STYLES = ("data", "fsdp", "tensor", "tensor_fsdp")
+STYLES = ("data", "fsdp", "tensor", "tensor_fsdp")
 # The matrices, by the ends of their paths: their sizes, and the dimensions that the model axis and
 # the batch axis divide, the first that they can. Biases and norms stay whole: of GPT-2 they are a
 # thousandth, and many small transfers take longer than one large one.
@@ -31,7 +31,7 @@ _MATRICES = {
 _OF_HEAD = "output_projection/kernel"  # (hidden_dim, outputs)
 
 
-@checked(style=one_of(*_STYLES))
+@checked(style=one_of(*STYLES))
 def layout_map(model, mesh, style: str = "data"):
     """Returns which devices hold which part of each weight, for `keras.distribution.ModelParallel`.
 
@@ -126,7 +126,7 @@ def _check_divides(sizes, axes):
             if sizes[size] % devices:
                 raise ValueError(
                     f"The devices of an axis must divide {size}. Received: {devices} devices in "
-                    f"axis {name!r} and {size}={sizes[size]}. Try {_divisors(sizes[size])}."
+                    f"axis {name!r} and {size}={sizes[size]}. Try {divisors(sizes[size])}."
                 )
         for size, what in (("num_heads", "attention"), ("vocabulary_size", "token embedding")):
             if kind == MODEL and sizes[size] % devices:
@@ -136,7 +136,7 @@ def _check_divides(sizes, axes):
 def _fallback(size, value, name, devices, what):
     said = f"The {devices} devices of axis {name!r} do not divide {size}={value}: "
     if size == "num_heads":
-        return f"{said}each of them computes all of the {what}. Try {_divisors(value)} devices."
+        return f"{said}each of them computes all of the {what}. Try {divisors(value)} devices."
     rounded = -(-value // devices) * devices
     return (
         f"{said}the {what} is divided by its width and moves in each step. For one that stays, "
@@ -144,7 +144,8 @@ def _fallback(size, value, name, devices, what):
     )
 
 
-def _divisors(value):
+def divisors(value: int) -> str:
+    """Returns into how many parts a width can be divided, up to 64, for a message."""
     return " or ".join(str(d) for d in range(1, min(value, 64) + 1) if value % d == 0)
 
 

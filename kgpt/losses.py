@@ -4,7 +4,7 @@ import functools
 
 from keras import ops
 
-from kgpt.kernels.cross_entropy import cross_entropy, reference
+from kgpt.kernels.cross_entropy import cross_entropy, reference, rows_at_once
 from kgpt.layers.padding import from_right_padding, to_right_padding
 
 
@@ -80,8 +80,7 @@ def next_token_loss(hidden_states, embedding, targets, weights, training: bool =
         projection = embedding(ops.arange(embedding.input_dim))
     else:
         projection = functools.partial(embedding, reverse=True)
-    # 16 MiB of float32 logits, but enough rows for what each chunk costs.
-    rows_per_chunk = max(768, 2**22 // embedding.input_dim)
+    rows_per_chunk = rows_at_once(embedding.input_dim)
     return cross_entropy(rows, projection, targets, weights, rows_per_chunk, training)
 
 

@@ -7,6 +7,7 @@ import keras
 
 from kgpt import recipes
 from kgpt.arguments import checked, is_int, one_of, refuse
+from kgpt.distribution import STYLES, divisors
 from kgpt.initializers import without_values
 from kgpt.kernels.platform import checked_policy
 from kgpt.kernels.training_step import TrainingStep, check_compiler, compiled_step
@@ -16,7 +17,6 @@ from kgpt.models.step_costs import Memory, flops, memory, optimizer_flops
 from kgpt.models.task import Task
 
 _NEEDED = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim")
-_STYLES = ("data", "fsdp", "tensor", "tensor_fsdp")
 _STEPS = 1000  # of a schedule whose length does not matter here
 
 
@@ -60,7 +60,7 @@ class Plan:
         return "\n".join(f"{name:<24}{value:>12}" for name, value in _table(self))
 
 
-@checked(passes_on=GPTBackbone, style=one_of(*_STYLES))
+@checked(passes_on=GPTBackbone, style=one_of(*STYLES))
 def plan(
     model: object = None,
     batch_size: int = 32,
@@ -195,12 +195,8 @@ def _check_divides(body, batch_size, axes, style):
             raise ValueError(
                 "The devices that divide the weights must divide the model's widths. Received: "
                 f"{devices} devices, hidden_dim={body.hidden_dim}, "
-                f"intermediate_dim={body.intermediate_dim}. Try {_divisors(body.hidden_dim)}."
+                f"intermediate_dim={body.intermediate_dim}. Try {divisors(body.hidden_dim)}."
             )
-
-
-def _divisors(number) -> str:
-    return " or ".join(str(d) for d in range(1, 65) if number % d == 0)
 
 
 # === The model ===

@@ -1,7 +1,6 @@
 """Which run it is: all that decides what a training run computes, so that no other continues it."""
 
 import hashlib
-import importlib.metadata
 import json
 
 import keras
@@ -31,6 +30,8 @@ def identity(model, data, settings: dict) -> dict:
         settings: dict of the arguments of `fit`: `epochs`, `steps_per_epoch`, `batch_size`,
             `shuffle` and `class_weight`, where they are known.
     """
+    from kgpt import __version__
+
     optimizer, learning_rate = _optimizer(model)
     run = {
         **_model(model),
@@ -46,7 +47,7 @@ def identity(model, data, settings: dict) -> dict:
         },
     }
     may_change = {"epochs": settings.get("epochs"), "learning_rate": learning_rate}
-    versions = {"keras": keras.__version__, "kgpt": _version()}
+    versions = {"keras": keras.__version__, "kgpt": __version__}
     # As it comes back from a file: keys are str, tuples are lists.
     return json.loads(json.dumps({"run": run, "may_change": may_change, "versions": versions}))
 
@@ -236,10 +237,3 @@ def _class_weight(model, given):
     if weights is None and isinstance(given, dict):
         weights = {str(name): float(weight) for name, weight in given.items()}
     return None if weights is None else str(weights)
-
-
-def _version():
-    try:
-        return importlib.metadata.version("kgpt-keras")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -60,7 +60,7 @@ class GenerateSamples(keras.callbacks.Callback):
         **kwargs,
     ):
         super().__init__()
-        arguments.check_options(max_new_tokens=max_new_tokens, **kwargs)
+        arguments.read_options(max_new_tokens=max_new_tokens, **kwargs)
         arguments.read_stops(kwargs.get("stop_token_ids"), None, math.inf)
         if log_dir is not None:
             _tensorboard()

@@ -28,7 +28,6 @@ from kgpt.models.whole_model import num_bytes
 from kgpt.reading import errors_name, read_json
 from kgpt.tokenizer import Tokenizer
 from kgpt.tokenizer.gpt1_words import gpt1_rules
-from kgpt.tokenizer.training import tokenizer_from_parts
 
 ON_HUB = "hf://"  # before the name of a repository, so that it is not one of a folder
 FILES = [
@@ -274,11 +273,6 @@ def _read_tokenizer(folder, style) -> Tokenizer | None:
     if not all(map(os.path.lexists, files)):
         return None
     return Tokenizer.from_vocabulary(*files, style=style, special_tokens=special)
-
-
-def make_tokenizer(vocabulary, merges, style, special_tokens=()) -> Tokenizer:
-    """As `Tokenizer.from_vocabulary`, of a dict and lines in place of files."""
-    return Tokenizer(tokenizer_from_parts(vocabulary, merges, style, special_tokens).to_str())
 
 
 # === To a folder ===

@@ -6,10 +6,11 @@ from typing import Any
 
 from keras import ops
 
-from kgpt.convert.huggingface import make_tokenizer
 from kgpt.initializers import starting_at_zero
 from kgpt.layers.feed_forward import gelu_tanh
 from kgpt.models import CausalLM, GPTBackbone
+from kgpt.tokenizer import Tokenizer
+from kgpt.tokenizer.training import tokenizer_from_parts
 
 _OPTIONS = (
     "vocabulary_size",
@@ -69,7 +70,8 @@ def _tokenizer(theirs):
     merged = {merge.replace(" ", "") for merge in theirs.merges}
     special = [token for token in theirs.vocabulary if len(token) > 1 and token not in merged]
     special = sorted(special, key=theirs.vocabulary.get)
-    return make_tokenizer(dict(theirs.vocabulary), theirs.merges, "gpt2", special)
+    parts = tokenizer_from_parts(dict(theirs.vocabulary), theirs.merges, "gpt2", special)
+    return Tokenizer(parts.to_str())
 
 
 def to_keras_hub(model) -> Any:

@@ -25,6 +25,7 @@ from kgpt.convert.model_card import model_card
 from kgpt.convert.weights import import_extra
 from kgpt.files import MANIFEST, files_written_whole, written_whole
 from kgpt.models import GPTBackbone, Head
+from kgpt.models.freezing import own_weights
 from kgpt.models.presets import HUB, PRESETS
 
 _MODEL_FILE = "model.keras"
@@ -113,14 +114,9 @@ def _from_keras_file(cls, path, load_weights, of_body, of_head):
 
 def _with_weights(head, model):
     """Returns a head with the weights of another of its sizes, whose body has them already."""
-    for new, own in zip(_own_weights(head), _own_weights(model), strict=True):
+    for new, own in zip(own_weights(head), own_weights(model), strict=True):
         new.assign(own)
     return head
-
-
-def _own_weights(head):
-    of_body = {id(weight) for weight in head.backbone.weights}
-    return [weight for weight in head.weights if id(weight) not in of_body]
 
 
 def _with_fresh_head(cls, body, tokenizer, of_head):

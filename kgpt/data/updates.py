@@ -51,7 +51,9 @@ class Updates:
         """
         size = first
         while group := list(itertools.islice(batches, size)):
-            counts = [float(self._count(*_unpack(batch))) for batch in group]
+            counts = [
+                float(self._count(*keras.utils.unpack_x_y_sample_weight(batch))) for batch in group
+            ]
             mean = sum(counts) / len(counts)
             for batch, count in zip(group[skip:], counts[skip:], strict=True):
                 yield _with_share(batch, count / mean if mean else 1.0)
@@ -133,12 +135,8 @@ def take_share(x):
     return {name: value for name, value in x.items() if name != SHARE}, x[SHARE]
 
 
-def _unpack(batch):
-    return keras.utils.unpack_x_y_sample_weight(batch)
-
-
 def _with_share(batch, share):
-    x, *rest = _unpack(batch)
+    x, *rest = keras.utils.unpack_x_y_sample_weight(batch)
     x = dict(x) if isinstance(x, dict) else {"token_ids": x}
     x[SHARE] = np.full((len(x["token_ids"]),), share, "float32")
     while rest and rest[-1] is None:

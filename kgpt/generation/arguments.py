@@ -226,8 +226,12 @@ def read_sampler(sampler, filters, **others):
     return sampler, filters
 
 
-def check_options(sampler="auto", max_new_tokens=100, min_new_tokens=0, **options):
-    """Raises ValueError for options of `generate` that can't act together, whatever the model."""
+def read_options(sampler="auto", max_new_tokens=100, min_new_tokens=0, **options) -> tuple:
+    """Returns the sampler and the filters that options of `generate` name, whatever the model.
+
+    Raises:
+        ValueError: for options that can't act together.
+    """
     if min_new_tokens > max_new_tokens:
         raise ValueError(
             "min_new_tokens must not exceed max_new_tokens. "

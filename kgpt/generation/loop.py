@@ -141,10 +141,10 @@ def generate(
 
     The first call for a new sampler, option, batch size or range of lengths compiles; later calls
     reuse the compiled functions, with the model's current weights, for other numbers of the options
-    too (but not for other ints). Lengths are rounded up to powers
-    of two for this, which costs memory but no steps. Rows of a batch do not influence each other.
-    Threads may call it at once: a call waits until the one before it is done, a stream for each
-    token alone. During a `fit` in another thread it raises RuntimeError.
+    too (but not for other ints). Lengths are rounded up to powers of two for this, which costs
+    memory but no steps. Rows of a batch do not influence each other. Threads may call it at once: a
+    call waits until the one before it is done, a stream for each token alone. During a `fit` in
+    another thread it raises RuntimeError.
 
     A token is chosen from the model's probabilities as the options change them, in the order of
     transformers: `repetition_penalty`, `no_repeat_ngram_size`, `temperature`, `top_k`, `top_p`,
@@ -214,7 +214,7 @@ def generate(
             print(piece, end="", flush=True)
     """
     given = sampler
-    sampler, filters = arguments.check_options(**locals())  # all arguments by name
+    sampler, filters = arguments.read_options(**locals())  # all arguments by name
     many, is_single = arguments.read_prompts(prompts)
     rows = arguments.encode(many, model.tokenizer, model.backbone.vocabulary_size)
     starts = [row or [arguments.end_of_text(model.tokenizer)] for row in rows]

@@ -47,6 +47,11 @@ def cross_entropy(
     return sums[0], sums[1]
 
 
+def rows_at_once(vocabulary_size: int) -> int:
+    """Returns a `rows_per_chunk`: 16 MiB of float32 logits, but rows enough to pay for a chunk."""
+    return max(768, 2**22 // vocabulary_size)
+
+
 def log_likelihoods(rows, projection, targets, rows_per_chunk: int = 768):
     """Returns `log softmax(h E^T)` of the target of each row, in nats, without a gradient.
 

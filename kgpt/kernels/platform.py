@@ -161,10 +161,9 @@ def barrier(x, after):
     """Returns `x`, but not before `after` has been computed: an optimization barrier.
 
     For backward passes that recompute what the forward pass computed, or that take slices of its
-    arrays. TensorFlow runs each operation as soon as its inputs
-    are there, which would be in the forward pass, and keeps the result. XLA finds that it has
-    computed the same before and keeps that; on TensorFlow it still may. PyTorch runs operations in
-    the order of the program.
+    arrays. TensorFlow runs each operation as soon as its inputs are there, which would be in the
+    forward pass, and keeps the result. XLA finds that it has computed the same before and keeps
+    that; on TensorFlow it still may. PyTorch runs operations in the order of the program.
 
     Args:
         x: tensor.
@@ -272,6 +271,11 @@ def by_shards(function, is_sum: tuple[bool, ...]):
     return of_all_rows
 
 
+def optimizers_take_fewer_variables() -> bool:
+    """Returns whether a Keras optimizer may update a part of what it was built for."""
+    return keras.config.backend() != "jax"
+
+
 # === Several processes ===
 
 
@@ -336,11 +340,6 @@ def least_of_processes(number: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.process_allgather(np.array(number)).min())
-
-
-def optimizers_take_fewer_variables() -> bool:
-    """Returns whether a Keras optimizer may update a part of what it was built for."""
-    return keras.backend.backend() != "jax"
 
 
 def num_torch_processes() -> int:

@@ -56,6 +56,12 @@ def body_of(model):
     return getattr(model, "backbone", model)
 
 
+def own_weights(model) -> list:
+    """Returns the weights of a task that are not its body's."""
+    of_body = {id(weight) for weight in body_of(model).weights}
+    return [weight for weight in model.weights if id(weight) not in of_body]
+
+
 def num_frozen_blocks(backbone) -> int | None:
     """Returns what `freeze` was called with; None if all blocks are trained or all is frozen."""
     if not backbone.trainable or backbone.embedding.trainable:

@@ -13,7 +13,7 @@ import numpy as np
 from kgpt.arguments import checked
 from kgpt.files import make_folder, written_whole
 from kgpt.hdf5 import SafeFile
-from kgpt.models.freezing import body_of
+from kgpt.models.freezing import body_of, own_weights
 from kgpt.models.lora import SETTINGS, matrices
 from kgpt.reading import check_file, check_finite, errors_name, one_line
 
@@ -59,7 +59,7 @@ def save_lora_weights(self, path: str | os.PathLike):
         arrays = {}
         for name, factors in _factors(backbone).items():
             arrays |= zip((f"{name}/{part}" for part in _PARTS), factors, strict=True)
-        arrays |= {f"head/{i}": weight for i, weight in enumerate(_own_weights(self))}
+        arrays |= {f"head/{i}": weight for i, weight in enumerate(own_weights(self))}
         arrays = {name: _array(weight) for name, weight in arrays.items()}
         for name, array in arrays.items():
             file[name] = array
@@ -92,7 +92,7 @@ def load_lora_weights(self, path: str | os.PathLike):
         fresh.load_lora_weights("films.lora.h5")
     """
     backbone, path = body_of(self), check_file(_checked_path(path), "save_lora_weights writes one.")
-    own = _own_weights(self)
+    own = own_weights(self)
     with _opened(path) as file:
         description = _read_description(path, file)
         if backbone.lora_rank is not None and _description(backbone) != description:
@@ -238,12 +238,6 @@ def _check_shapes(path, values, shapes):
                 f"The file must be of a model with the same sizes. Received: {path}, in which "
                 f"{name} has weights of shapes {received}, for {shapes.get(name, [])} in the model."
             )
-
-
-def _own_weights(model) -> list:
-    """Returns the weights of a task that are not its body's."""
-    of_body = {id(weight) for weight in body_of(model).weights}
-    return [weight for weight in model.weights if id(weight) not in of_body]
 
 
 def _array(weight):

@@ -3,12 +3,12 @@
 `weigh_labels` runs inside the step, on batches of every source alike.
 """
 
-import numbers
-
 import keras
 import numpy as np
 from keras import ops
 from keras.src.backend import set_keras_mask
+
+from kgpt.arguments import is_int, is_real
 
 
 def weigh_labels(y, sample_weight, num_classes, class_weight=None):
@@ -103,7 +103,7 @@ def read_class_weight(class_weight, num_classes=None, class_names=None):
     """Returns the weight of each class as a float array.
 
     Args:
-        class_weight: dict from the number of a class, or its name, to its weight; None for none.
+        class_weight: dict from the number of a class, or its name, to its weight.
         num_classes: optional int.
         class_names: optional list of str.
 
@@ -120,15 +120,14 @@ def read_class_weight(class_weight, num_classes=None, class_names=None):
     classes = [numbers_of.get(key, key) for key in class_weight]
     most = np.inf if num_classes is None else num_classes
     for key, number in zip(class_weight, classes, strict=True):
-        is_int = isinstance(number, numbers.Integral) and not isinstance(number, bool)
-        if not is_int or not 0 <= number < most:
+        if not is_int(number) or not 0 <= number < most:
             known = "ints from 0" if num_classes is None else f"ints in [0, {num_classes})"
             raise ValueError(
                 f"The keys of class_weight must be classes: {known}"
                 f"{f' or one of {class_names}' if class_names else ''}. Received: {key!r}."
             )
         weight = class_weight[key]
-        if not isinstance(weight, numbers.Real) or not 0 <= weight < np.inf:
+        if not is_real(weight) or not 0 <= weight < np.inf:
             raise ValueError(
                 "The weights in class_weight must be finite numbers of at least 0. "
                 f"Received: {weight!r} for {key!r}."

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from kgpt.kernels.attention import LOOPED_FROM, TILED_FROM, groups_of
+from kgpt.kernels.cross_entropy import rows_at_once
 
 
 def num_scores(length: int) -> int:
@@ -209,8 +210,8 @@ def _kept_by_a_block(body, batch_size, length, parts):
 
 
 def _logits(body, rows) -> int:
-    """Returns how many logits the loss computes at a time, as `kgpt.losses` cuts the rows."""
-    chunks = -(-rows // max(768, 2**22 // body.vocabulary_size))
+    """Returns how many logits the loss computes at a time."""
+    chunks = -(-rows // rows_at_once(body.vocabulary_size))
     return -(-rows // chunks) * body.vocabulary_size
 
 
