@@ -73,15 +73,8 @@ _SUPPORTED = {
 # What other keys ask nothing of a model's outputs.
 _WITHOUT_EFFECT = {
     *("_name_or_path", "architectures", "model_type", "transformers_version", "_num_labels"),
-    *(
-        "torch_dtype",
-        "dtype",
-        "initializer_range",
-        "use_cache",
-        "return_dict",
-        "n_ctx",
-        "n_special",
-    ),
+    *("torch_dtype", "dtype", "initializer_range", "use_cache", "return_dict"),
+    *("n_ctx", "n_special"),
     *("output_attentions", "output_hidden_states", "gradient_checkpointing", "finetuning_task"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
     *("task_specific_params", "tokenizer_class", "problem_type", "id2label", "label2id"),

@@ -133,10 +133,10 @@ def write_tokens(
     make_folder(path.parent)
     with contextlib.ExitStack() as stack:
         files = []
-        for path in paths:
-            unfinished = stack.enter_context(written_whole(path))
+        for part in paths:
+            unfinished = stack.enter_context(written_whole(part))
             stream = stack.enter_context(unfinished.open("wb"))
-            files.append(_TokenFile(path, stream, dtype))
+            files.append(_TokenFile(part, stream, dtype))
         pieces = document_pieces(files_or_texts, errors, _PIECE_LENGTH, encoding)
         pieces = split(pieces, validation_fraction, path.parent)
         _encode(pieces, tokenizer, ending, files, progress)

@@ -26,7 +26,7 @@ def fill_batch(batch) -> tuple:
     shards = num_own_shards()
     if shards == 1:
         return x, y, sample_weight
-    rows = _num_rows(x)
+    rows = rows_of_batch(x)
     missing = -rows % shards
 
     def fill(array):
@@ -41,7 +41,8 @@ def fill_batch(batch) -> tuple:
     return x, y, sample_weight
 
 
-def _num_rows(x) -> int:
+def rows_of_batch(x) -> int:
+    """Returns how many rows a batch of inputs has, the filled ones among them."""
     return len(x["token_ids"] if isinstance(x, dict) else x)
 
 
@@ -111,7 +112,7 @@ def take_filling(x, sample_weight=None):
 
 
 @contextlib.contextmanager
-def in_step(is_real):
+def counting(is_real):
     """Inside, `num_rows` counts the real rows alone."""
     token = _is_real.set(is_real)
     try:

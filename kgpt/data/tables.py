@@ -132,9 +132,7 @@ class TableTexts:
             except pyarrow.ArrowInvalid as error:
                 if "straddling" not in str(error):
                     raise
-                block_length *= (
-                    2  # a row is longer than a block: read on from there with longer ones
-                )
+                block_length *= 2  # a row is longer than a block: reads on with longer ones
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from keras import ops
 from kgpt import recipes
 from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
-from kgpt.data.filling import num_rows
+from kgpt.data.filling import num_rows, rows_of_batch
 from kgpt.data.task_batches import TaskBatches
 from kgpt.kernels.platform import sum_over_replicas, wide
 from kgpt.losses import next_token_loss, next_token_targets
@@ -165,7 +165,7 @@ class Head(Task):
 
     def count(self, x, y, sample_weight):
         """Returns what the loss of a batch is a mean over: the number of examples."""
-        return len(x["token_ids"] if isinstance(x, dict) else x)
+        return rows_of_batch(x)
 
     def own_loss(self, x, y, hidden_states, outputs, sample_weight, training):
         """Returns the two losses of a batch together, and updates the own metrics."""

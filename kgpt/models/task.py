@@ -10,7 +10,7 @@ from keras import ops
 from kgpt import recipes
 from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
-from kgpt.data.filling import in_step, num_rows, take_filling
+from kgpt.data.filling import counting, num_rows, take_filling
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
@@ -299,7 +299,7 @@ class Task(WholeModel, keras.Model):
             reported = ops.stop_gradient(loss) * num_replicas()  # by which Keras divides it
             self.own_metrics[0].update_state(reported, sample_weight=count)
             return loss
-        with _in_step(None, False), in_step(is_real):  # a loss that calls the model gets outputs
+        with _in_step(None, False), counting(is_real):  # a loss that calls the model gets outputs
             if not is_in_step:
                 runs = y_pred is None
                 y_pred = self.states_and_outputs(x, training) if runs else (None, y_pred)
