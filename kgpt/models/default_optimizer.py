@@ -57,11 +57,12 @@ class ScheduleOverFit(keras.callbacks.Callback):
     """Lays the default optimizer's schedule over the fit that begins or is resumed."""
 
     def on_train_begin(self, logs=None):
-        model = self.model
-        epochs = self.params["epochs"] - model.running_fit.began_at_epoch
-        steps = self.params.get("steps")
-        steps = max(1, steps * epochs) if steps else UNKNOWN_STEPS
-        start = model.running_fit.began_at_step
+        model, fit, per_epoch = self.model, self.model.running_fit, self.params.get("steps")
+        epochs = self.params["epochs"] - fit.began_at_epoch
+        steps = max(1, per_epoch * epochs) if per_epoch else UNKNOWN_STEPS
+        start = fit.began_at_step
         if start is None:
             start = int(model.optimizer.iterations)
+            if per_epoch and model._initial_epoch:  # from which BackupAndRestore goes on
+                start -= per_epoch * (model._initial_epoch - fit.began_at_epoch)
         model.optimizer.learning_rate = model.default_schedule(steps, start)

@@ -133,6 +133,7 @@ class RunningFit:
                 yield
         finally:
             model.running_fit = None
+            model._initial_epoch = None  # a BackupAndRestore's, or the next fit began there too
 
 
 @checked(**FIT)

@@ -414,6 +414,44 @@ def test_the_default_optimizers_schedule_spans_each_fit():
         assert float(model.optimizer.learning_rate) < 1e-9
 
 
+class Rates(keras.callbacks.Callback):
+    """The learning rate after each step of a fit, which may be cut after an epoch."""
+
+    def __init__(self, last_epoch=None):
+        super().__init__()
+        self.rates, self.last_epoch = [], last_epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.last_epoch:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("initial_epoch", [0, 1])
+def test_the_default_schedule_goes_on_with_a_run_that_keras_restores(tmp_path, initial_epoch):
+    def fit(model, *callbacks):
+        options = {"epochs": 4, "initial_epoch": initial_epoch, "callbacks": callbacks}
+        model.fit(task_data(8, batch_size=4, seed=None), verbose=0, **options)
+
+    whole, cut, resumed = Rates(), Rates(last_epoch=2), Rates()
+    models = [binary() for _ in range(3)]
+    fit(models[0], whole)
+    restore = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(InterruptedError):
+        fit(models[1], restore, cut)
+    fit(models[2], keras.callbacks.BackupAndRestore(tmp_path / "backup"), resumed)
+
+    assert len(resumed.rates) == 2
+    np.testing.assert_allclose(cut.rates + resumed.rates, whole.rates, rtol=1e-6)
+    for a, b in zip(models[2].get_weights(), models[0].get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+    fit(models[2], again := Rates())  # and the next fit is a whole one
+    assert len(again.rates) == len(whole.rates)
+
+
 @pytest.mark.filterwarnings("ignore:`shuffle=True`", "ignore:Your input ran out")
 def test_in_a_fit_of_unknown_length_the_rate_stays_at_its_peak():
     model = binary()
