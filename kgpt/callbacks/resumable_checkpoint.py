@@ -12,6 +12,7 @@ from kgpt.arguments import checked, is_int
 from kgpt.callbacks import callback_states, divided, random_states, run_identity, variables
 from kgpt.callbacks.checkpoint_folder import CheckpointFolder
 from kgpt.callbacks.epochs import Place
+from kgpt.callbacks.rates import RateOfEpoch
 from kgpt.callbacks.run_history import CALLBACKS, arrays_of_callbacks
 from kgpt.callbacks.signals import Signals
 from kgpt.console import show
@@ -188,7 +189,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         self._states = callback_states.CallbackStates(self._others)
         self._saved_at, self._good, self._skips, self._skipped = 0, None, 0, []
         self._resumed = self._metrics = None
-        self._stops_after_epoch = False
+        self._stops_after_epoch, self._rate = False, RateOfEpoch(model)
         # One of Keras would not say that it has failed, and one process could not save alone.
         if self.handle_signals and self._fit and process()[1] == 1:
             self._signals.install()
@@ -199,6 +200,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._place.begin_epoch(epoch)
+        self._rate.begin_epoch()
         if self._resumed is not None:
             self._set_metrics(self._resumed)
             self._resumed = None
@@ -237,6 +239,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
             self._leave(True)
         else:
             self._save()
+        self._rate.end_epoch()
 
     def on_train_end(self, logs=None):
         self._end_save()
@@ -261,6 +264,8 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         rate = run_identity.new_learning_rate(progress.get("identity"), self._identity)
         if rate is not None:
             self.model.optimizer.learning_rate = rate
+        elif self._place.executions:
+            self._rate.go_to(progress.get("rate_before_epoch"))
         arrays = arrays_of_callbacks(checkpoint.arrays or {})
         self._states.set(progress.get("callbacks", {}), arrays)
         self._first_step, self._saved_at = progress["first_step"], self._place.steps
@@ -318,6 +323,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         arrays |= {CALLBACKS + name: array for name, array in of_callbacks.items()}
         progress = {
             **self._place.get_state(),
+            "rate_before_epoch": self._rate.before,
             "first_step": self._first_step,
             "stopped": bool(self.model.stop_training),
             "skipped": self._skipped,

@@ -193,6 +193,33 @@ def test_a_learning_rate_that_the_user_changes_counts_and_else_the_lowered_one(
     assert float(lm.optimizer.learning_rate) == pytest.approx(expected)
 
 
+class Falling(keras.callbacks.Callback):
+    """Lowers the learning rate a little after each step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.optimizer.learning_rate = 0.9 * float(self.model.optimizer.learning_rate)
+
+
+@pytest.mark.parametrize("killed_after", [3, 6, 8])  # an epoch has three steps
+@pytest.mark.parametrize("kind", ["halved by each epoch", "by the epoch", "falling by steps"])
+def test_a_rate_that_a_callback_sets_goes_on_inside_an_epoch(
+    token_files, tmp_path, kind, killed_after
+):
+    make = {
+        "halved by each epoch": lambda: keras.callbacks.LearningRateScheduler(lambda _, x: x / 2),
+        "by the epoch": lambda: keras.callbacks.LearningRateScheduler(lambda i: 1e-2 / (1 + i)),
+        "falling by steps": Falling,
+    }[kind]
+    options = {"epochs": 4, "validation_data": None}
+
+    uncut = train(token_files, tmp_path / "uncut", callbacks=[make()], **options)
+    folder = tmp_path / "cut"
+    with pytest.raises(Killed):
+        train(token_files, folder, killed_after, callbacks=[make()], **options)
+
+    assert_same(train(token_files, folder, callbacks=[make()], **options), uncut)
+
+
 def test_validation_in_some_epochs_and_mean_weights_go_on(token_files, tmp_path):
     def run(folder, **killed):
         swap = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
