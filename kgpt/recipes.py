@@ -192,8 +192,9 @@ class WarmupCosine(keras.optimizers.schedules.CosineDecay):
 class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
     """The peak times `x / w` up to the share `w` of all steps, then times `1 - x` down to 0.
 
-    `x` is the share of the steps that is done, from 0: the first update has rate 0. In the warm-up
-    too the rate is multiplied by `1 - x`, as in GPT-1's released fine-tuning code.
+    `x` is the share of the steps that is done, from 0: with a warm-up, however short, the first
+    update has rate 0; with `w = 0` it has the peak. In the warm-up too the rate is multiplied by
+    `1 - x`, as in GPT-1's released fine-tuning code.
 
     Args:
         learning_rate: float. The peak.
@@ -215,7 +216,7 @@ class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step):
         x = ops.cast(step - self.start, "float32") / self.steps
-        rise = ops.where(x <= self.warmup, x / max(self.warmup, 1e-12), 1.0)
+        rise = ops.where(x < self.warmup, x / max(self.warmup, 1e-12), 1.0)
         return self.learning_rate * rise * ops.maximum(1 - x, 0.0)
 
     def get_config(self):

@@ -110,7 +110,7 @@ def test_after_its_end_the_linear_schedule_stays_at_zero():
 def test_without_warm_up_the_linear_schedule_begins_at_its_peak():
     schedule = recipes.WarmupLinear(0.5, steps=10, warmup=0.0)
 
-    np.testing.assert_allclose(rates(schedule, [1, 5]), [0.45, 0.25])
+    np.testing.assert_allclose(rates(schedule, [0, 1, 5]), [0.5, 0.45, 0.25])
 
 
 def test_a_linear_schedule_can_begin_in_the_middle_of_training():

@@ -152,8 +152,9 @@ class Head(Task):
         return recipes.finetuning_optimizer(UNKNOWN_STEPS, warmup=0.0)
 
     def default_schedule(self, steps, start):
-        # The warm-up is a share of the steps: of an unknown number of them there is none.
-        warmup = {"warmup": 0.0} if steps == UNKNOWN_STEPS else {}
+        # The warm-up is a share of the steps: of an unknown number of them there is none, nor of
+        # one, which would have rate 0.
+        warmup = {"warmup": 0.0} if steps in (1, UNKNOWN_STEPS) else {}
         return recipes.WarmupLinear(recipes.FINETUNING_RATE, steps, start=start, **warmup)
 
     # === Loss and metrics ===

@@ -414,6 +414,18 @@ def test_the_default_optimizers_schedule_spans_each_fit():
         assert float(model.optimizer.learning_rate) < 1e-9
 
 
+@pytest.mark.parametrize("step", ["fit", "train_on_batch"])
+def test_a_single_step_by_default_trains(step):
+    model = binary()
+    before = model.get_weights()
+    inputs, labels = next(iter(task_data(4)))
+
+    getattr(model, step)(inputs, labels, **({"verbose": 0} if step == "fit" else {}))
+
+    largest = max(np.abs(a - b).max() for a, b in zip(model.get_weights(), before, strict=True))
+    np.testing.assert_allclose(largest, 6.25e-5, rtol=1e-2)
+
+
 class Rates(keras.callbacks.Callback):
     """The learning rate after each step of a fit, which may be cut after an epoch."""
 
