@@ -192,9 +192,8 @@ class WarmupCosine(keras.optimizers.schedules.CosineDecay):
 class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
     """The peak times `x / w` up to the share `w` of all steps, then times `1 - x` down to 0.
 
-    `x` is the share of the steps that is done, from 0: with a warm-up, however short, the first
-    update has rate 0; with `w = 0` it has the peak. In the warm-up too the rate is multiplied by
-    `1 - x`, as in GPT-1's released fine-tuning code.
+    `x` is the share of the steps that is done, from 0: the first update has rate 0, or the peak if
+    `w` is 0. The warm-up too is multiplied by `1 - x`, as in GPT-1's released fine-tuning code.
 
     Args:
         learning_rate: float. The peak.

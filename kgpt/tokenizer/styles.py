@@ -71,3 +71,14 @@ def check_special_tokens(tokens: Sequence[str]) -> list[str]:
                 f'Received: {token!r}. Try "<|name|>".'
             )
     return list(tokens)
+
+
+def check_new(tokens: Sequence[str], tokenizer):
+    """Raises ValueError if one of the special tokens is not new, but a token of text."""
+    for token in tokens:
+        if tokenizer.token_to_id(token) is not None:
+            raise ValueError(
+                "A special token must not be an ordinary token of the vocabulary. "
+                f"Received: {token!r}, which has id {tokenizer.token_to_id(token)}. "
+                'Try "<|name|>".'
+            )

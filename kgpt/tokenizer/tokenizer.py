@@ -9,10 +9,11 @@ import keras
 from kgpt.arguments import checked
 from kgpt.files import written_whole
 from kgpt.reading import read_text
+from kgpt.tokenizer import styles
 from kgpt.tokenizer.checks import check_ids, check_texts, check_unicode
 from kgpt.tokenizer.gpt1_words import gpt1_words
 from kgpt.tokenizer.reading import read_tokenizer
-from kgpt.tokenizer.styles import END_OF_TEXT, TASK_TOKENS, check_special_tokens, style_of
+from kgpt.tokenizer.styles import END_OF_TEXT, TASK_TOKENS, style_of
 from kgpt.tokenizer.training import tokenizer_from_vocabulary, train_tokenizer
 
 
@@ -113,7 +114,8 @@ class Tokenizer:
 
         Raises:
             ValueError: if there is no text or something else in its place (a single `str`, a
-                table), or `vocabulary_size` is smaller than the alphabet.
+                table), `vocabulary_size` is smaller than the alphabet, or a special token is a
+                token of the text.
             ImportError: if `exact=True` and ftfy or spaCy is not installed.
             FileNotFoundError: if a path does not exist.
         """
@@ -215,13 +217,10 @@ class Tokenizer:
         """
         from tokenizers import Tokenizer as RustTokenizer
 
-        missing = [token for token in check_special_tokens(tokens) if token not in self._special]
-        for token in missing:
-            if self.token_to_id(token) is not None:
-                raise ValueError(
-                    "A special token must not be an ordinary token of the vocabulary. "
-                    f"Received: {token!r}, which has id {self.token_to_id(token)}."
-                )
+        missing = [
+            token for token in styles.check_special_tokens(tokens) if token not in self._special
+        ]
+        styles.check_new(missing, self._rust)
         copy = RustTokenizer.from_str(self._rust.to_str())
         copy.add_special_tokens(missing)
         return type(self)(copy.to_str())

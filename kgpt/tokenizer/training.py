@@ -14,6 +14,7 @@ from kgpt.tokenizer.styles import (
     END_OF_WORD,
     STYLES,
     UNKNOWN,
+    check_new,
     check_special_tokens,
     check_style,
     pipeline,
@@ -51,6 +52,7 @@ def train_tokenizer(
     else:
         model = _train_on_words(pieces, vocabulary_size, exact, len(special_tokens))
     tokenizer = pipeline(model, style, exact)
+    check_new([token for token in special_tokens if token != UNKNOWN], tokenizer)
     tokenizer.add_special_tokens(special_tokens)
     size = tokenizer.get_vocab_size()
     if style != "characters" and size < vocabulary_size:

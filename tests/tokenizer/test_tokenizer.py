@@ -125,8 +125,14 @@ def test_adding_special_tokens_leaves_all_other_ids_in_place(small):
 
 
 def test_an_ordinary_token_cannot_become_special(small):
-    with pytest.raises(ValueError, match=r"ordinary token.*Received: 'a'"):
-        small.with_special_tokens(["a"])
+    for make in (small.with_special_tokens, train_with):
+        with pytest.raises(ValueError, match=r"ordinary token.*Received: 'a'"):
+            make(["a"])
+    assert train_with(["<unk>"]).encode("é") == [0]  # which stands for text
+
+
+def train_with(special_tokens):
+    return Tokenizer.train(["a cat"], style="characters", special_tokens=special_tokens)
 
 
 def test_decoding_can_leave_special_tokens_out(small):
