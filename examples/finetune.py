@@ -231,10 +231,12 @@ def pretrain(backbone, tokenizer, columns, steps, length, folder):
     tokens = kgpt.data.write_tokens(
         plain_texts(columns), tokenizer, folder / "tokens.npy", progress=False
     )
+    # A table of some dozen rows has few tokens: two windows at least, which move by one of them.
+    length = min(length, tokens.num_tokens // 2)
     windows = kgpt.data.windows(
         tokens.path,
         sequence_length=length,
-        batch_size=max(8, 1024 // length),
+        batch_size=min(max(8, 1024 // length), tokens.num_tokens // length - 1),
         seed=0,
         random_offset=True,
         segment_ids=True,

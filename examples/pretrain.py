@@ -67,13 +67,11 @@ def corpus(arguments):
 def make_tokens(arguments):
     """The tokenizer, and the files of tokens to train on and held out."""
     folder = arguments.output
-    if (folder / "tokenizer.json").exists():
-        tokenizer = kgpt.Tokenizer.from_file(folder / "tokenizer.json")
-    else:
-        print("Training the tokenizer (some seconds for 10 MB of text) ...")
-        tokenizer = kgpt.Tokenizer.train(corpus(arguments), arguments.vocabulary_size)
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder / "tokenizer.json")
+    # Each time anew, of this text: it comes out the same in a run that goes on.
+    print("Training the tokenizer (some seconds for 10 MB of text) ...")
+    tokenizer = kgpt.Tokenizer.train(corpus(arguments), arguments.vocabulary_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / "tokenizer.json")
     tokens = kgpt.data.write_tokens(
         corpus(arguments), tokenizer, folder / "tokens.npy", validation_fraction=0.05
     )

@@ -247,6 +247,18 @@ def test_the_tutorial_says_how_good_it_is_and_where_it_is_wrong(
         assert line in out
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_the_tutorial_pretrains_on_the_texts_of_a_small_table(tmp_path, count):
+    example = load("finetune")
+    columns = {"texts": ["a fine film", "a dull one"] * count}
+    tokenizer = kgpt.Tokenizer.train(columns["texts"], style="characters")
+    backbone = kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 1, 4, max_sequence_length=64)
+
+    example.pretrain(backbone, tokenizer, columns, 2, 64, tmp_path)
+
+    assert (tmp_path / "lm.keras").exists()
+
+
 def test_the_built_in_tasks_have_columns_that_a_reader_understands():
     example = load("finetune")
     columns = {name: task.load("validation") for name, task in example.BUILT_IN.items()}
@@ -388,6 +400,8 @@ def test_pretraining_reads_one_book_or_table_of_ones_own(tmp_path, monkeypatch, 
     def stop(lm, batches, **options):
         raise RuntimeError(f"{len(batches)} batches have been read")
 
+    (tmp_path / "run").mkdir()  # of an earlier run on other text
+    kgpt.Tokenizer.train(["xyz"], style="characters").save(tmp_path / "run" / "tokenizer.json")
     monkeypatch.setattr(kgpt.CausalLM, "fit", stop)  # the first command goes on to the end
     with pytest.raises(RuntimeError, match="batches have been read"):
         run(
@@ -400,6 +414,7 @@ def test_pretraining_reads_one_book_or_table_of_ones_own(tmp_path, monkeypatch, 
         )
 
     tokenizer = kgpt.Tokenizer.from_file(tmp_path / "run" / "tokenizer.json")
+    assert (tokenizer.style, tokenizer.vocabulary_size) == ("gpt2", 300)
     held_out = tokenizer.decode(np.load(tmp_path / "run" / "tokens.validation.npy"))
     held_out = held_out.replace("<|endoftext|>", "")
     assert set(held_out.splitlines(keepends=True)) <= set(lines)
