@@ -39,7 +39,6 @@ _FOREIGN = {
     "epochs": ("num_train_epochs", "nb_epoch", "max_epochs"),
     "validation_data": ("eval_dataset", "val_data"),
     "allow_special": ("allowed_special",),
-    "name": ("preset",),
     "save_freq": ("save_steps",),
     "prompts": ("input_ids", "inputs"),
     "max_new_tokens": ("max_length", "max_tokens"),

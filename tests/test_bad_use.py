@@ -222,7 +222,7 @@ METHODS = {
                            "sampler": ["nucleus"], "temperature": [0]}),
     "CausalLM.score": (lambda **x: lm().score(**x), {}, {"texts": [5, None]}),
     "CausalLM.from_preset": (kgpt.CausalLM.from_preset, {},
-                             {"name": [5, None, "gpt5", "no/such", "gpt_nano"]}),
+                             {"preset": [5, None, "gpt5", "no/such", "gpt_nano"]}),
     "TextClassifier.predict_text": (lambda **x: classifier().predict_text(**x), {},
                                     {"texts": [5, None, [5]]}),
     "GPTBackbone.take_blocks": (lambda **x: backbone().take_blocks(**x), {"num_blocks": 1},

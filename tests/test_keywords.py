@@ -53,7 +53,6 @@ MAKERS = {
     "fast_optimizer": recipes.fast_optimizer,
     "Tokenizer.train": kgpt.Tokenizer.train,
     "Tokenizer.encode": lambda **kwargs: tokenizer().encode("a", **kwargs),
-    "from_preset alone": lambda **kwargs: kgpt.CausalLM.from_preset(**kwargs),
     "windows": kgpt.data.windows,
     "plan": kgpt.plan,
     "classification": kgpt.data.classification,
@@ -105,7 +104,6 @@ MISSPELT = [
 ]
 FOREIGN = [
     ("Tokenizer.encode", "allowed_special", "allow_special"),
-    ("from_preset alone", "preset", "name"),
     *(("GPTBackbone", name, "vocabulary_size") for name in ("vocab_size", "n_vocab")),
     *(("GPTBackbone", name, "num_layers") for name in ("n_layer", "num_hidden_layers")),
     *(("GPTBackbone", name, "num_heads") for name in ("n_head", "num_attention_heads")),

@@ -38,7 +38,8 @@ def load(cls, name, load_weights: bool, options: dict):
     """Returns what `from_preset` of a class returns."""
     of_body, of_head = _parted(cls, options)
     if not isinstance(name, str | os.PathLike):
-        refuse("name", name, "a preset, a folder or a handle on the hub")
+        hint = 'name is what the model is called: try preset="gpt2".' if "name" in options else ""
+        refuse("preset", name, "a name, a folder or a handle on the hub", hint)
     if not isinstance(load_weights, bool):
         refuse("load_weights", load_weights, "a bool")
     source, is_size = name, isinstance(name, str) and name in PRESETS

@@ -58,12 +58,12 @@ HUB = {
 
 
 @classmethod
-def from_preset(cls: type[Model], name=None, load_weights: bool = True, **overrides) -> Model:
+def from_preset(cls: type[Model], preset=None, load_weights: bool = True, **overrides) -> Model:
     """Returns a model of a known size, of a folder, or of the hub, with weights and tokenizer.
 
     Args:
         cls: the class of the model.
-        name: a preset, one of `presets()`: `"gpt1"`, `"gpt2"`, `"gpt2_medium"`, `"gpt2_large"` and
+        preset: a name, one of `presets()`: `"gpt1"`, `"gpt2"`, `"gpt2_medium"`, `"gpt2_large"` and
             `"gpt2_xl"` bring OpenAI's weights and tokenizer, downloaded once; `"gpt_nano"`,
             `"gpt_micro"` and `"gpt_mini"` are sizes for laptops, without weights. Or a folder, as
             `save_to_preset` or transformers write it; or a handle on the hub,
@@ -73,9 +73,9 @@ def from_preset(cls: type[Model], name=None, load_weights: bool = True, **overri
             the tokenizer lacks them.
         load_weights: bool. False gives a fresh body of that size, a head of the sizes that a folder
             of its kind has, and no tokenizer.
-        **overrides: arguments of the model, such as `num_classes` of a `TextClassifier`, and of
-            the backbone. Those that change a weight's shape need `load_weights=False`. `dropout`
-            is the head's, where the model has a head with one.
+        **overrides: arguments of the model, such as its `name` or `num_classes` of a
+            `TextClassifier`, and of the backbone. Those that change a weight's shape need
+            `load_weights=False`. `dropout` is the head's, where the model has a head with one.
 
     Raises:
         ValueError: for an unknown name, and for overrides that the weights do not allow.
@@ -87,7 +87,7 @@ def from_preset(cls: type[Model], name=None, load_weights: bool = True, **overri
     """
     from kgpt.convert import presets
 
-    return presets.load(cls, name, load_weights, overrides)
+    return presets.load(cls, preset, load_weights, overrides)
 
 
 def save_to_preset(self, folder, **card) -> None:

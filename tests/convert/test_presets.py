@@ -127,6 +127,14 @@ class TestNames:
         with pytest.raises(ValueError, match=hint):
             kgpt.CausalLM.from_preset(name)
 
+    @pytest.mark.parametrize("model", [kgpt.GPTBackbone, kgpt.CausalLM, kgpt.TextRegressor])
+    def test_a_model_may_have_a_name_of_its_own(self, folder, model):
+        assert model.from_preset(preset=folder, name="mine").name == "mine"
+        fresh = model.from_preset("gpt_nano", load_weights=False, num_layers=1, name="mine")
+        assert fresh.name == "mine"
+        with pytest.raises(ValueError, match=r"name is what the model is called: try preset="):
+            model.from_preset(name="gpt2")
+
     def test_a_misspelt_override_is_answered_with_the_nearest(self):
         with pytest.raises(TypeError, match="num_classes"):
             kgpt.TextClassifier.from_preset("gpt2", num_labels=3)
@@ -218,6 +226,7 @@ class TestOptionsOverTrainedHeads:
         [
             {"sequence_length": 12},
             {"dropout": 0.3},
+            {"name": "taste"},
             {"trainable": False},
             {"num_classes": 2},
             {"class_names": ["no", "yes"]},
