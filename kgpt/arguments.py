@@ -306,6 +306,36 @@ def named_parameters(signature) -> dict:
     }
 
 
+class FixedOnceBuilt:
+    """A layer whose arguments can't be assigned once it is built: its parts have them already.
+
+    They are those of the constructor of the class that has this one as a base.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if FixedOnceBuilt in cls.__bases__:
+            cls._fixed = named_parameters(inspect.signature(cls.__init__))
+
+    def __setattr__(self, name, value):
+        is_fixed = name in self._fixed and vars(self).get("built", False)
+        if is_fixed and getattr(self, name, None) != value:
+            kind = type(self).__name__
+            refuse_assignment(
+                *(kind, name, value),
+                f"Try {kind}({name}=...), or, if it is a part of a kgpt.GPTBackbone, a new one.",
+            )
+        super().__setattr__(name, value)
+
+
+def refuse_assignment(kind: str, name: str, value, hint: str) -> typing.NoReturn:
+    """Raises AttributeError for what would be assigned to a model or a layer without effect."""
+    received = " ".join(f"{value!r:.80}".split())
+    raise AttributeError(
+        f"{name} is fixed when a {kind} is made. Received: {name}={received}. {hint}"
+    )
+
+
 def _further(signature, passes_on) -> dict:
     """Returns the parameters that a function takes as `**kwargs`."""
     if all(one.kind != one.VAR_KEYWORD for one in signature.parameters.values()):

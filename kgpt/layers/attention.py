@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgpt.arguments import checked
+from kgpt.arguments import FixedOnceBuilt, checked
 from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
 from kgpt.kernels import cache as kv_cache
@@ -16,7 +16,7 @@ from kgpt.layers.padding import from_right_padding, to_right_padding
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class CausalSelfAttention(keras.layers.Layer):
+class CausalSelfAttention(FixedOnceBuilt, keras.layers.Layer):
     """Multi-head attention in which a position sees itself and the past.
 
     Query, key and value come from one linear map (GPT-1, section 2; Vaswani et al. 2017,

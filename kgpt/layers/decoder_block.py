@@ -2,7 +2,7 @@
 
 import keras
 
-from kgpt.arguments import checked
+from kgpt.arguments import FixedOnceBuilt, checked
 from kgpt.initializers import normal_initializer
 from kgpt.kernels.recompute import recomputed
 from kgpt.layers.attention import CausalSelfAttention
@@ -12,7 +12,7 @@ from kgpt.layers.layer_norm import LayerNorm
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class DecoderBlock(keras.layers.Layer):
+class DecoderBlock(FixedOnceBuilt, keras.layers.Layer):
     """Causal self-attention and a feed-forward network, each with a residual and a layer norm.
 
     `norm_first=False` is GPT-1 (Radford et al. 2018, section 4.1), the norm after the sum:

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgpt.arguments import checked
+from kgpt.arguments import FixedOnceBuilt, checked
 from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
 from kgpt.kernels.platform import check_shape_of
@@ -11,7 +11,7 @@ from kgpt.layers.dropout import Dropout
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class TokenAndPositionEmbedding(keras.layers.Layer):
+class TokenAndPositionEmbedding(FixedOnceBuilt, keras.layers.Layer):
     """The sum of a learned token vector and a learned position vector.
 
     `h_0 = E[token] + P[position]` (GPT-1, equation 2), then dropout. The output of a model can be

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kgpt.arguments import checked
+from kgpt.arguments import FixedOnceBuilt, checked
 from kgpt.initializers import normal_initializer
 from kgpt.kernels.gelu import gelu
 from kgpt.layers.dense import built_dense
@@ -25,7 +25,7 @@ _ACTIVATIONS = {"gelu_tanh": gelu_tanh, "relu_squared": relu_squared}
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class FeedForward(keras.layers.Layer):
+class FeedForward(FixedOnceBuilt, keras.layers.Layer):
     """Two linear maps with an activation between them: `W_2 gelu(W_1 x + b_1) + b_2`.
 
     Applied to each position alone (GPT-1, section 4.1; Vaswani et al. 2017, equation 2).

@@ -206,7 +206,7 @@ class GPTBackbone(WholeModel, keras.Model):
 
 
 def _make_layers(options, policy):
-    """Returns the embedding, the list of decoder blocks, and the last norm or None."""
+    """Returns the embedding, the tuple of decoder blocks, and the last norm or None."""
     check_sizes(options)
     norm_first = options["norm_first"]
     residual_scale = 0.02 / math.sqrt(2 * options["num_layers"]) if norm_first else 0.02
@@ -223,7 +223,7 @@ def _make_layers(options, policy):
         dtype=policy,
         name="embedding",
     )
-    blocks = [
+    blocks = tuple(
         DecoderBlock(
             **{name: options[name] for name in _OF_BLOCKS},
             residual_initializer=residual_initializer,
@@ -231,7 +231,7 @@ def _make_layers(options, policy):
             name=f"decoder_block_{i}",
         )
         for i in range(options["num_layers"])
-    ]
+    )
     if not norm_first:
         return embedding, blocks, None
     epsilon = options["layer_norm_epsilon"]

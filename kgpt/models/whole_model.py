@@ -14,6 +14,7 @@ from keras.src.saving.saving_lib import is_memory_sufficient
 from keras.src.utils.file_utils import is_remote_path
 from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 
+from kgpt.arguments import refuse_assignment
 from kgpt.distribution import process
 from kgpt.files import check_free_space, files_written_whole, written_whole
 from kgpt.hdf5 import SafeFile, check_numbers
@@ -42,13 +43,14 @@ class WholeModel:
             return args[1]
         return super().__new__(cls, *args, **kwargs)
 
-    # Arguments of the constructor that are built into the model: a subclass names its own.
+    # Arguments of the constructor that are built into the model, beside its layers: a subclass
+    # names its own.
     _fixed = ()
     _is_made = False
 
     def __setattr__(self, name, value):
-        if name in self._fixed and self._is_made and getattr(self, name) != value:
-            raise AttributeError(_why_fixed(self, name, value))
+        if self._is_made and _is_built_in(self, name) and getattr(self, name) != value:
+            refuse_assignment(type(self).__name__, name, value, _other_way(self, name))
         if name != "trainable":
             return super().__setattr__(name, value)
         # On TensorFlow an attribute that has the value already is left alone, and so would be the
@@ -308,16 +310,31 @@ def _completed(init):
     return complete
 
 
-def _why_fixed(model, name, value) -> str:
+def _is_built_in(model, name) -> bool:
+    """Whether an attribute is fixed by name, or has layers that the model is made of."""
+    if name in model._fixed or name.startswith("_"):
+        return name in model._fixed
+    value = getattr(model, name, None)
+    layers = value if isinstance(value, list | tuple) else [value]
+    if not any(isinstance(layer, keras.layers.Layer) for layer in layers):
+        return False
+    parts = [part for one in model.operations for part in getattr(one, "_flatten_layers", list)()]
+    return any(layer is part for layer in layers for part in parts)
+
+
+def _other_way(model, name) -> str:
     kind = type(model).__name__
-    how = (
+    if name == "backbone":
+        return f"Make another {kind} over the other body, {kind}(backbone, ...)."
+    if name not in model._fixed:
+        return (
+            f"A {kind} runs the layers that it was made with. Their weights may be set, as by "
+            "layer.set_weights(other.get_weights())."
+        )
+    return (
         f"{kind}.from_config({{**model.get_config(), {name!r}: ...}}) is a new model with another "
         "value, and new.set_weights(model.get_weights()) gives it what this one has learned."
     )
-    if name == "backbone":
-        how = f"Make another {kind} over the other body, {kind}(backbone, ...)."
-    received = " ".join(f"{value!r:.80}".split())
-    return f"{name} is fixed when a {kind} is made. Received: {name}={received}. {how}"
 
 
 def _is_clone(cls, args):

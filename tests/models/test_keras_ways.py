@@ -315,6 +315,45 @@ class TestAssignment:
         with pytest.raises(AttributeError, match="lm_loss_weight is fixed when a WithMargin"):
             model.lm_loss_weight = 1.0
 
+    @pytest.mark.parametrize("kind", ["lm", "classifier"])
+    def test_of_layers_is_refused(self, kind):
+        model, x, _ = make(kind)
+        body, before = model.backbone, to_numpy(model(x))
+        other = make_backbone()
+
+        for name in ("embedding", "decoder_blocks", "final_norm", "token_embedding"):
+            with pytest.raises(AttributeError, match=f"{name} is fixed .* weights may be set"):
+                setattr(body, name, getattr(other, name))
+        with pytest.raises(TypeError):
+            body.decoder_blocks[0] = other.decoder_blocks[0]
+        if kind == "classifier":
+            with pytest.raises(AttributeError, match="output_projection is fixed"):
+                model.output_projection = keras.layers.Dense(5)
+
+        body.decoder_blocks, body.embedding = body.decoder_blocks, body.embedding
+        np.testing.assert_array_equal(to_numpy(model(x)), before)
+
+    def test_of_layers_beside_the_graph_is_free(self):
+        model, _, _ = make("classifier")
+
+        for teacher in (make_backbone(), keras.layers.Dense(2)):
+            model.teacher = teacher
+            assert model.teacher is teacher
+
+    def test_of_the_arguments_of_a_built_layer_is_refused(self):
+        body = make_backbone()
+        block, alone = body.decoder_blocks[0], kgpt.layers.FeedForward(8)
+        alone.intermediate_dim = 4  # which acts: it is not built
+
+        layers = block, block.attention, block.feed_forward, body.embedding, block
+        names = "dropout", "num_heads", "activation", "max_sequence_length", "rotary_positions"
+        for layer, name in zip(layers, names, strict=True):
+            kind = type(layer).__name__
+            with pytest.raises(AttributeError, match=f"{name} is fixed .* {kind} is made.*Try"):
+                setattr(layer, name, 5)
+        assert alone(np.ones((1, 2, 6))).shape == (1, 2, 6)
+        assert alone.expansion.units == 4
+
 
 class TestCutOut:
     def test_a_part_of_the_body_takes_its_mask_and_segments_as_none(self):
