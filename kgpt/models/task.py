@@ -152,6 +152,9 @@ class Task(WholeModel, keras.Model):
         self._uses_own_loss = loss is None
         self._compile_loss = self._compile_metrics = None  # of an earlier compile
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
+        # What Keras leaves out of what it compiles with anew, from a file and after enable_lora.
+        scales_loss = kwargs.get("auto_scale_loss", True)
+        self._compile_config.config["auto_scale_loss"] = scales_loss
 
     def default_optimizer(self):
         """Returns the optimizer that `compile()` takes."""

@@ -144,6 +144,19 @@ class TestWhatIsTrainedChangesBetweenFits:
         for b, v in zip(frozen, lm.non_trainable_variables, strict=True):
             np.testing.assert_array_equal(b, keras.ops.convert_to_numpy(v))
 
+    def test_what_else_was_compiled_is_kept(self):
+        options = {"run_eagerly": True, "jit_compile": False, "auto_scale_loss": False}
+        lm = self.make_lm(weighted_metrics=["accuracy"], loss_weights=None, **options)
+        compiled = lm.get_compile_config()
+        lm.enable_lora(2)
+
+        lm.fit(self.IDS, verbose=0)
+        twin = kgpt.CausalLM.from_config(lm.get_config())
+        twin.compile_from_config(compiled)
+
+        assert options.items() <= compiled.items()
+        assert lm.get_compile_config() == twin.get_compile_config() == compiled
+
     @pytest.mark.parametrize("change", CHANGES[::2], ids=["lora", "unfreeze"])
     def test_an_optimizer_of_ones_own_needs_compile_again(self, change):
         lm = self.make_lm("adam")
