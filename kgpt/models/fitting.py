@@ -207,6 +207,7 @@ def train_on_batch(
     x, y, sample_weight = _with_arrays(x, y, sample_weight)
     self.check_data(x, y, sample_weight)
     check_something_counts(x, sample_weight)
+    match_optimizer(self)
     _set_class_weight(self, class_weight)
     batch = fill_batch((x, y, sample_weight))
     return keras.Model.train_on_batch(self, *batch, return_dict=return_dict)

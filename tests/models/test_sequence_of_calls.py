@@ -144,6 +144,26 @@ class TestWhatIsTrainedChangesBetweenFits:
         for b, v in zip(frozen, lm.non_trainable_variables, strict=True):
             np.testing.assert_array_equal(b, keras.ops.convert_to_numpy(v))
 
+    def test_a_single_batch_is_trained_on_as_in_a_fit(self):
+        lm = self.make_lm()
+        lm.enable_lora(2)
+        before = [keras.ops.convert_to_numpy(v).copy() for v in lm.trainable_variables]
+
+        for _ in range(2):  # the warm-up begins at 0
+            lm.train_on_batch(self.IDS)
+
+        changed = [
+            (b != keras.ops.convert_to_numpy(v)).any()
+            for b, v in zip(before, lm.trainable_variables, strict=True)
+        ]
+        assert sum(changed) > 0
+        lm.compile("adam")
+        lm.train_on_batch(self.IDS)
+        lm.unfreeze()
+        lm.merge_lora()
+        with pytest.raises(ValueError, match="What is trained has changed since compile"):
+            lm.train_on_batch(self.IDS)
+
     def test_what_else_was_compiled_is_kept(self):
         options = {"run_eagerly": True, "jit_compile": False, "auto_scale_loss": False}
         lm = self.make_lm(weighted_metrics=["accuracy"], loss_weights=None, **options)
