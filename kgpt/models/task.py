@@ -14,7 +14,7 @@ from kgpt.data.filling import counting, num_rows, take_filling
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
-from kgpt.models import fitting
+from kgpt.models import fitting, step_functions
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_probabilities
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
@@ -24,7 +24,6 @@ from kgpt.models.lora import revive_lora
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
 from kgpt.models.sample_weights import masked
-from kgpt.models.trained_dtypes import check_trained_dtypes
 from kgpt.models.whole_model import WholeModel
 from kgpt.tokenizer import Tokenizer
 
@@ -238,13 +237,9 @@ class Task(WholeModel, keras.Model):
     def _in_own_step(self):
         return self._uses_own_loss and _step.get()[0] is self
 
-    def make_train_function(self, force: bool = False):
-        """Compiles the step as `keras.Model` does, for dtypes that can be trained."""
-        # Before a fit begins: on JAX a step that fails takes the weights with it.
-        check_trained_dtypes(self)
-        if self.built and self.optimizer is not None and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)  # or TensorFlow traces the step twice
-        return super().make_train_function(force)
+    make_train_function = step_functions.make_train_function
+    make_test_function = step_functions.make_test_function
+    make_predict_function = step_functions.make_predict_function
 
     def train_step(self, *args):
         """Trains on a batch, as `keras.Model.train_step` does, without full logits."""

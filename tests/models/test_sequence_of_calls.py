@@ -187,3 +187,26 @@ class TestWhatIsTrainedChangesBetweenFits:
 
         lm.compile("adam")
         lm.fit(self.IDS, verbose=0)
+
+    def test_predictions_and_figures_are_those_of_what_the_model_is_now(self, tmp_path):
+        lm = self.make_lm("adam")
+        twin = kgpt.CausalLM.from_config(lm.get_config())
+        twin.set_weights(lm.get_weights())
+        twin.enable_lora(2)
+        for layer in twin.backbone.decoder_blocks[0]._flatten_layers():
+            if getattr(layer, "lora_enabled", False):
+                layer.lora_kernel_b.assign(
+                    np.arange(layer.lora_kernel_b.shape[1]) + np.ones((2, 1))
+                )
+        twin.save_lora_weights(tmp_path / "a.lora.h5")
+
+        def of(model):
+            return model.predict(self.IDS, verbose=0), model.evaluate(self.IDS, verbose=0)[0]
+
+        before = of(lm)
+        lm.load_lora_weights(tmp_path / "a.lora.h5")
+        twin.compile("sgd")
+
+        for found, expected, old in zip(of(lm), of(twin), before, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert not np.allclose(found, old, atol=1e-5)
