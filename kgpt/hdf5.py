@@ -8,6 +8,8 @@ import numpy as np
 
 from kgpt.reading import check_finite
 
+_EMBEDDING = "token_and_position_embedding/token_embedding/vars"
+
 
 class SafeFile(io.BytesIO):
     """A file to write HDF5 to: the first error is raised at the end, when HDF5 is done.
@@ -85,3 +87,38 @@ def check_numbers(store):
             check_finite(values, f"{name} of the file", "Try an earlier file.")
 
     file.visititems(check)
+
+
+def check_layers(store, body):
+    """Raises ValueError if an HDF5 file has weights of layers that a body lacks.
+
+    Keras refuses a file in which a layer's weights are missing, and leaves out what is too much: a
+    body with fewer blocks, or with another kind of blocks, would be neither model.
+
+    Args:
+        store: as for `check_numbers`.
+        body: the `GPTBackbone` inside the model.
+    """
+    file = getattr(store, "h5_file", None)
+    if file is None or getattr(store, "_h5_entry_path", None):
+        return
+    found = []
+
+    def note(name, group):
+        if name.endswith("/vars") and len(group):
+            found.append(name)
+
+    file.visititems(note)
+    starts = [name.removesuffix(_EMBEDDING) for name in found if name.endswith(_EMBEDDING)]
+    if len(starts) != 1:
+        return  # which Keras refuses
+    layers = {id(layer): layer for layer in body._flatten_layers(include_self=False)}.values()
+    expected = sum(bool(x._trainable_variables or x._non_trainable_variables) for x in layers)
+    found = [name.removesuffix("/vars") for name in found if name.startswith(starts[0])]
+    if len(found) > expected:
+        raise ValueError(
+            "The file must be of a model with the same layers, and has more. Received: a file with "
+            f"weights in {len(found)} layers of the body, {', '.join(found)[:300]}, for a model "
+            f"with {expected}: num_layers={body.num_layers}, norm_first={body.norm_first}, "
+            f"rotary_positions={body.rotary_positions}, query_key_norm={body.query_key_norm}."
+        )

@@ -20,7 +20,6 @@ from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_prob
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
 from kgpt.models.fit_arguments import COMPILE
 from kgpt.models.inputs import refuse_texts
-from kgpt.models.lora import revive_lora
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
 from kgpt.models.sample_weights import masked
@@ -179,11 +178,6 @@ class Task(WholeModel, keras.Model):
     train_on_batch = locked(fitting.train_on_batch)
     test_on_batch = locked(fitting.test_on_batch)
     predict_on_batch = locked(fitting.predict_on_batch)
-
-    @locked
-    def load_weights(self, *args, **kwargs):
-        super().load_weights(*args, **kwargs)
-        revive_lora(self.backbone)
 
     # === Data ===
 

@@ -17,7 +17,7 @@ from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 from kgpt.arguments import refuse_assignment
 from kgpt.distribution import process
 from kgpt.files import check_free_space, files_written_whole, written_whole
-from kgpt.hdf5 import SafeFile, check_numbers
+from kgpt.hdf5 import SafeFile, check_layers, check_numbers
 from kgpt.kernels.platform import is_in_parts
 from kgpt.locks import locked
 from kgpt.models import freezing, lora, lora_files, resize
@@ -174,7 +174,13 @@ class WholeModel:
     def load_own_variables(self, store):
         """Reads what is the model's own from a file, which Keras calls first of a whole one."""
         check_numbers(store)
+        check_layers(store, freezing.body_of(self))
         super().load_own_variables(store)
+
+    @locked
+    def load_weights(self, *args, **kwargs):
+        super().load_weights(*args, **kwargs)
+        lora.revive_lora(freezing.body_of(self))
 
     # A backbone's; a task has its own.
     fit = locked(keras.Model.fit, training=True)

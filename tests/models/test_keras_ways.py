@@ -428,6 +428,25 @@ def test_a_model_is_saved_without_its_optimizer_on_request(tmp_path):
     assert without.stat().st_size < 0.7 * with_state.stat().st_size
 
 
+@pytest.mark.parametrize(
+    "less", [{"num_layers": 1}, {"norm_first": False}, {"rotary_positions": True}], ids=str
+)
+@pytest.mark.parametrize("kind", [kgpt.CausalLM, lambda body: body, kgpt.MultipleChoice])
+def test_weights_of_layers_that_a_model_lacks_are_refused(tmp_path, kind, less):
+    def make(**options):
+        sizes = {"num_layers": 2, "query_key_norm": True, **options}
+        body = kgpt.GPTBackbone(11, num_heads=2, hidden_dim=8, max_sequence_length=6, **sizes)
+        return kind(body)
+
+    make().save_weights(tmp_path / "a.weights.h5")
+    make().load_weights(tmp_path / "a.weights.h5")  # the same layers are read
+
+    with pytest.raises(ValueError, match=r"same layers.*Received: a file with weights in \d+ lay"):
+        make(**less).load_weights(tmp_path / "a.weights.h5")
+    with pytest.warns(UserWarning, match="same layers"):
+        make(**less).load_weights(tmp_path / "a.weights.h5", skip_mismatch=True)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["lm.keras", "lm.weights.h5"])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, name, dtype):

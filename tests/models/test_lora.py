@@ -231,6 +231,17 @@ def test_over_quantized_weights_a_language_model_learns_from_the_loss_that_it_re
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_a_body_that_loads_weights_without_additions_still_has_some_that_learn(tmp_path):
+    plain, body = make_classifier(rank=None).backbone, make_classifier().backbone
+    plain.save_weights(tmp_path / "plain.weights.h5")
+
+    body.load_weights(tmp_path / "plain.weights.h5")
+
+    factors = [to_numpy(w) for w in body.weights if "lora_kernel_a" in w.path]
+    assert factors
+    assert all(factor.any() for factor in factors)
+
+
 @pytest.mark.parametrize("names", [None, ["query", "value"]])
 def test_a_model_without_additions_loads_the_sum(data, tmp_path, names):
     model, plain = make_classifier(target_layer_names=names), make_classifier(rank=None)
