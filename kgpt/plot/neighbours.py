@@ -34,9 +34,7 @@ def embedding_neighbours(lm, texts, k: int = 8):
         kgpt.plot.embedding_neighbours(lm, ["a", "e"], k=3)
     """
     token_ids = _one_token_each(lm, texts)
-    table = keras.ops.convert_to_numpy(
-        keras.ops.cast(lm.backbone.token_embedding.embeddings, "float32")
-    )
+    table = _table(lm.backbone.token_embedding)
     table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
     columns = min(4, len(token_ids))
     rows = -(-len(token_ids) // columns)
@@ -54,6 +52,14 @@ def embedding_neighbours(lm, texts, k: int = 8):
         axes.axis("off")
     figure.supxlabel("cosine", fontsize=9)
     return figure
+
+
+def _table(embedding):
+    """Returns the vectors of all tokens, float32: of quantized ones, what the model reads."""
+    vectors = embedding.embeddings
+    if embedding.quantization_mode is not None:
+        vectors = embedding(np.arange(embedding.input_dim, dtype="int32"))
+    return keras.ops.convert_to_numpy(keras.ops.cast(vectors, "float32"))
 
 
 def _one_token_each(lm, texts):

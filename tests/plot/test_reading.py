@@ -166,6 +166,24 @@ def test_panels_without_a_token_are_empty(lm):
     assert [axes.axison for axes in figure.axes] == [True] * 5 + [False] * 3
 
 
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_neighbours_of_quantized_vectors_are_those_that_the_model_reads(lm, mode):
+    lm = keras.models.clone_model(lm)
+    lm.backbone.token_embedding.embeddings.assign(
+        np.random.default_rng(1).normal(1, 1, lm.backbone.token_embedding.embeddings.shape)
+    )
+    lm.quantize(mode)
+    token_ids = np.arange(lm.backbone.vocabulary_size)
+    table = keras.ops.convert_to_numpy(lm.backbone.token_embedding(token_ids))
+    table = table / np.linalg.norm(table, axis=1, keepdims=True)
+    expected = np.sort(np.delete(table @ table[5], 5))[::-1][:3]
+
+    figure = plot.embedding_neighbours(lm, [5], k=3)
+
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(widths, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -199,6 +217,8 @@ def test_a_confusion_matrix_fits_into_its_picture(names):
     [
         ([0, 0, 1, 2], [0, 1, 1, 1], ["a", "b", "c"]),
         (["a", "a", "b", "c"], ["a", "b", "b", "b"], None),
+        (np.array(["a", "a", "b", "c"], "object"), ["a", "b", "b", "b"], None),  # as pandas has
+        (np.array(["a", "a", "b", "c"], "object"), [0, 1, 1, 1], ["a", "b", "c"]),
         ([0, 0, 1, 2], np.eye(3)[[0, 1, 1, 1]] - 5, None),
     ],
 )
@@ -212,7 +232,10 @@ def test_a_confusion_matrix_counts_right_and_predicted_classes(labels, predictio
 
 @pytest.mark.parametrize(
     ("labels", "predictions", "names"),
-    [([0], [0, 1], None), ([], [], None), ([0, 3], [0, 1], ["a", "b"]), ([-1], [0], ["a"])],
+    [
+        *(([0], [0, 1], None), ([], [], None), ([0, 3], [0, 1], ["a", "b"]), ([-1], [0], ["a"])),
+        *((["a", "b"], [0, 1], None), (["a", "b"], np.eye(2), None), ([0, 1], ["a", "b"], None)),
+    ],
 )
 def test_classes_that_do_not_fit_are_refused(labels, predictions, names):
     with pytest.raises(ValueError, match=r"labels and predictions must be .*Received"):
