@@ -31,10 +31,10 @@ def confusion_matrix(labels, predictions, class_names=None):
     Example:
         kgpt.plot.confusion_matrix([0, 0, 1], [0, 1, 1], class_names=["dull", "fine"])
     """
-    predictions = np.asarray(predictions)
+    predictions = _classes(predictions)
     num_classes = predictions.shape[1] if predictions.ndim == 2 else None
     predictions = predictions.argmax(1) if predictions.ndim == 2 else predictions
-    labels = np.asarray(labels)
+    labels = _classes(labels)
     if labels.ndim != 1 or labels.shape != predictions.shape or not len(labels):
         raise ValueError(
             "labels and predictions must be arrays of one class for each example. Received: shapes "
@@ -43,6 +43,12 @@ def confusion_matrix(labels, predictions, class_names=None):
     names = class_names
     if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
         refuse("class_names", names, "a list of names", error=TypeError)
+    if names is None and (labels.dtype.kind in "US") != (predictions.dtype.kind in "US"):
+        raise ValueError(
+            "labels and predictions must be names alike or numbers alike, or class_names must say "
+            f"which is which. Received: {labels[0]!r} among the labels and {predictions[0]!r} "
+            "among the predictions, class_names=None."
+        )
     if names is None and labels.dtype.kind in "US":
         names = sorted({*labels.tolist(), *predictions.tolist()})
     if names is None:
@@ -51,6 +57,13 @@ def confusion_matrix(labels, predictions, class_names=None):
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (right, predicted), 1)
     return _draw(counts, [str(name) for name in names])
+
+
+def _classes(values):
+    """Returns an array; names in an array of objects, as pandas has them, are made plain."""
+    values = np.asarray(values)
+    are_names = values.dtype.kind == "O" and all(isinstance(value, str) for value in values.flat)
+    return values.astype("U") if are_names else values
 
 
 def _numbers(values, names):
