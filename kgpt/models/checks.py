@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgpt.arguments import refuse
+from kgpt.arguments import RULES, refuse
 from kgpt.distribution import current
 from kgpt.kernels.platform import num_torch_processes
 
@@ -29,6 +29,28 @@ _METRICS_OF_PROBABILITIES = {
     keras.metrics.Precision: "thresholds=0.0",
     keras.metrics.Recall: "thresholds=0.0",
 }
+
+
+def checked_for_texts(name, value, backbone):
+    """Returns what a task reads texts by: its `tokenizer`, `sequence_length` or `truncate`.
+
+    Raises:
+        ValueError: for a tokenizer with more tokens than the body, and for a length beyond it.
+        TypeError: for what is no tokenizer.
+    """
+    if value is not None or name == "truncate":
+        value = RULES[name](name, value)
+    if name == "sequence_length":
+        backbone.embedding.check_length(value)
+    if name == "tokenizer" and getattr(value, "vocabulary_size", 0) > backbone.vocabulary_size:
+        raise ValueError(
+            "The backbone must have an embedding for each token of the tokenizer. Received: a "
+            f"tokenizer with vocabulary_size={value.vocabulary_size} and a backbone with "
+            f"vocabulary_size={backbone.vocabulary_size}. Make the backbone with "
+            f"vocabulary_size={value.vocabulary_size}, or, to keep what it has learned, "
+            f"backbone = backbone.with_vocabulary_size({value.vocabulary_size})."
+        )
+    return value
 
 
 def check_devices():

@@ -121,6 +121,16 @@ class TextClassifier(Head):
     text_batches = text_inputs.classifier_batches
     learn_from = text_inputs.learn_class_names
 
+    def __setattr__(self, name, value):
+        if name == "class_names" and value is not None:
+            value = read_class_names(value)
+            if len(value) != self.num_classes:
+                raise ValueError(
+                    "There must be a name for each class. Received: class_names="
+                    f"{value!r:.200} for a model with num_classes={self.num_classes}."
+                )
+        super().__setattr__(name, value)
+
     def task_loss(self, y, outputs):
         loss = multi_label_loss if self.multi_label else class_loss
         return loss(y, outputs, self.label_smoothing)

@@ -16,7 +16,13 @@ from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
 from kgpt.models import fitting, step_functions
 from kgpt.models.backbone import GPTBackbone
-from kgpt.models.checks import as_array, check_compiled, check_ids, warn_of_probabilities
+from kgpt.models.checks import (
+    as_array,
+    check_compiled,
+    check_ids,
+    checked_for_texts,
+    warn_of_probabilities,
+)
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
 from kgpt.models.fit_arguments import COMPILE
 from kgpt.models.inputs import refuse_texts
@@ -82,15 +88,6 @@ class Task(WholeModel, keras.Model):
         **kwargs,
     ):
         super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-        if tokenizer is not None and tokenizer.vocabulary_size > backbone.vocabulary_size:
-            raise ValueError(
-                "The backbone must have an embedding for each token of the tokenizer. Received: a "
-                f"tokenizer with vocabulary_size={tokenizer.vocabulary_size} and a backbone with "
-                f"vocabulary_size={backbone.vocabulary_size}. Make the backbone with "
-                f"vocabulary_size={tokenizer.vocabulary_size}, or, to keep what it has learned, "
-                f"backbone = backbone.with_vocabulary_size({tokenizer.vocabulary_size})."
-            )
-        backbone.embedding.check_length(sequence_length)
         self.backbone = backbone
         self.dtype_policy = backbone.dtype_policy  # by which Keras scales the loss in float16
         self.tokenizer = tokenizer
@@ -113,6 +110,11 @@ class Task(WholeModel, keras.Model):
     outputs_are_logits = False
     _fixed = ("backbone",)
     tokenizer: Tokenizer | Any
+
+    def __setattr__(self, name, value):
+        if name in ("tokenizer", "sequence_length", "truncate"):
+            value = checked_for_texts(name, value, self.backbone)
+        super().__setattr__(name, value)
 
     if TYPE_CHECKING:  # no plain attribute: Keras's bases are unknown, and could be descriptors
 

@@ -16,6 +16,7 @@ VOCABULARY, LAYERS, HEADS, WIDTH, BATCH, LENGTH = 19, 2, 3, 12, 4, 5
 TOKEN_IDS = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH)).astype("int32")
 CHOICES = np.random.default_rng(1).integers(0, VOCABULARY, (BATCH, 2, LENGTH)).astype("int32")
 NUMBERS = np.arange(4.0)[:, None]
+LARGE = kgpt.Tokenizer.train(["a text"], vocabulary_size=260)
 
 # Of each kind: how it is made of a backbone, and data.
 TASKS = {
@@ -353,6 +354,28 @@ class TestAssignment:
                 setattr(layer, name, 5)
         assert alone(np.ones((1, 2, 6))).shape == (1, 2, 6)
         assert alone.expansion.units == 4
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("tokenizer", "tokenizer.json", "tokenizer must be a kgpt.Tokenizer"),
+            ("tokenizer", LARGE, "an embedding for each token .* with vocabulary_size=260 and"),
+            ("sequence_length", 9, "must not be longer than max_sequence_length"),
+            ("sequence_length", 0, "sequence_length must be an int of at least 1"),
+            ("truncate", "middle", "truncate must be one of 'end', 'start'"),
+            ("class_names", ["a", "b"], "a name for each class.*num_classes=3"),
+            ("class_names", "abc", "class_names must be a list of names"),
+        ],
+    )
+    def test_of_what_the_model_cannot_read_is_refused(self, name, value, message):
+        model = kgpt.TextClassifier(make_backbone(), num_classes=3)
+        before = getattr(model, name)
+
+        with pytest.raises((TypeError, ValueError), match=message):
+            setattr(model, name, value)
+
+        assert getattr(model, name) == before
+        setattr(model, name, before)
 
 
 class TestCutOut:
