@@ -5,6 +5,7 @@ import difflib
 import inspect
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -183,22 +184,28 @@ def _hub_errors(name):
 def save(model, folder, **card):
     """Writes what `save_to_preset` says."""
     folder = Path(folder)
-    with tempfile.TemporaryDirectory() as drafts:  # first: wrong arguments write nothing
-        model_card(model, drafts, **card)
-        text = Path(drafts, "README.md").read_bytes()
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise ValueError(
+            f"The folder must not exist, or be empty. Received: folder={str(folder)!r}, which is "
+            "in use. Try another name, or remove it first: shutil.rmtree(folder)."
+        )
+    with tempfile.TemporaryDirectory() as parent:
+        text = Path(parent, "README.md")
+        model_card(model, text, **card)  # first: where it is refused, nothing is written
+        _write_model(model, folder)
+        with written_whole(folder / "README.md") as unfinished:
+            shutil.copyfile(text, unfinished)
+
+
+def _write_model(model, folder):
     try:
         to_huggingface(model, folder)
     except ValueError as error:
-        if folder.exists() and any(folder.iterdir()):
-            raise
-        reason = str(error)
         with files_written_whole(folder, last=_MODEL_FILE) as unfinished:
             model.save(unfinished / _MODEL_FILE)
             if getattr(model, "tokenizer", None) is not None:
                 model.tokenizer.save(unfinished / "tokenizer.json")
-        show(f"Written as {_MODEL_FILE}, since transformers has no place for it: {reason}")
-    with written_whole(folder / "README.md") as unfinished:
-        unfinished.write_bytes(text)
+        show(f"Written as {_MODEL_FILE}, since transformers has no place for it: {error}")
 
 
 def push(model, repo_id, private, token, card) -> str:

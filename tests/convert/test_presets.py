@@ -190,6 +190,15 @@ class TestFolders:
         np.testing.assert_allclose(outputs(head.backbone), outputs(lm.backbone), atol=1e-6)
         assert head.tokenizer.encode("abc") == TOKENIZER.encode("abc")
 
+    @pytest.mark.parametrize(
+        "card", [{"licence": "mit"}, {"tokens_seen": -1}, {"evaluation": {"loss": np.nan}}], ids=str
+    )
+    def test_a_card_that_is_refused_leaves_nothing_behind(self, tmp_path, card):
+        with pytest.raises((TypeError, ValueError), match=next(iter(card))):
+            make_lm().save_to_preset(tmp_path / "lm", **card)
+
+        assert not (tmp_path / "lm").exists()
+
     def test_a_folder_in_use_is_refused(self, folder):
         with pytest.raises(ValueError, match="must not exist, or be empty"):
             make_lm().save_to_preset(folder)
@@ -356,11 +365,3 @@ def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path, optio
     assert (fresh.num_layers, fresh.query_key_norm) == (1, bool(options))
     opened = kgpt.CausalLM.from_preset("hf://me/name")
     np.testing.assert_allclose(outputs(opened), outputs(lm), atol=1e-6)
-
-
-@pytest.mark.parametrize("card", [{"licence": "mit"}, {"evaluation": {"loss": float("nan")}}])
-def test_wrong_words_for_the_card_write_nothing(tmp_path, card):
-    with pytest.raises((TypeError, ValueError)):
-        make_lm().save_to_preset(tmp_path / "model", **card)
-
-    assert not (tmp_path / "model").exists()
