@@ -178,8 +178,24 @@ class WholeModel:
         super().load_own_variables(store)
 
     @locked
-    def load_weights(self, *args, **kwargs):
-        super().load_weights(*args, **kwargs)
+    def load_weights(self, filepath, skip_mismatch: bool = False, **kwargs):
+        """Reads the weights that `save_weights` wrote, as `keras.Model.load_weights` does.
+
+        Args:
+            filepath: a file `*.weights.h5`, or a `*.weights.json` of several.
+            skip_mismatch: bool. Whether layers whose weights have other shapes are left out, with a
+                warning.
+            **kwargs: further arguments of `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: for weights of layers that the model lacks or that the file lacks, of other
+                shapes, and for NaN or infinity.
+
+        Example:
+            lm.save_weights("lm.weights.h5")
+            lm.load_weights("lm.weights.h5")
+        """
+        super().load_weights(filepath, skip_mismatch, **kwargs)
         lora.revive_lora(freezing.body_of(self))
 
     # A backbone's; a task has its own.

@@ -5,13 +5,12 @@ import numpy as np
 
 from kgpt.arguments import checked
 from kgpt.generation import arguments
-from kgpt.locks import locked
+from kgpt.locks import lock_of
 from kgpt.plot.figure import COLOURS, fonts, new_figure, visible_text
 from kgpt.plot.reading import pieces_of
 
 
 @checked
-@locked
 def embedding_neighbours(lm, texts, k: int = 8):
     """Draws, for some tokens, the tokens with the nearest vectors in the embedding.
 
@@ -34,7 +33,8 @@ def embedding_neighbours(lm, texts, k: int = 8):
         kgpt.plot.embedding_neighbours(lm, ["a", "e"], k=3)
     """
     token_ids = _one_token_each(lm, texts)
-    table = _table(lm.backbone.token_embedding)
+    with lock_of(lm).held():
+        table = _table(lm.backbone.token_embedding)
     table = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
     columns = min(4, len(token_ids))
     rows = -(-len(token_ids) // columns)
