@@ -36,7 +36,8 @@ class GenerateSamples(keras.callbacks.Callback):
 
     Raises:
         TypeError: for keywords that `generate` lacks.
-        ValueError: for values that it refuses, and for `stream` and `return_log_probabilities`.
+        ValueError: for values that it refuses, and for `stream` and `return_log_probabilities`;
+            when training begins, for a model that writes no text, or not so much.
         ImportError: for a `log_dir` without tensorboard.
 
     Example:
@@ -68,6 +69,16 @@ class GenerateSamples(keras.callbacks.Callback):
         self.max_new_tokens = max_new_tokens
         self.log_dir = log_dir
         self.kwargs = kwargs
+
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "generate"):
+            raise ValueError(
+                "Samples need a model that writes, a kgpt.CausalLM. Received: a "
+                f"{type(self.model).__name__}."
+            )
+        ends = ("min_new_tokens", "stop_token_ids", "stop", "sliding_window")
+        ends = {name: self.kwargs[name] for name in ends if name in self.kwargs}
+        arguments.read_call(self.model, self.prompts, self.max_new_tokens, **ends)
 
     def on_epoch_end(self, epoch, logs=None):
         texts = self.model.generate(self.prompts, self.max_new_tokens, **self.kwargs)

@@ -125,6 +125,29 @@ class Limits(NamedTuple):
     stop: list  # strings
 
 
+def read_call(
+    model,
+    prompts,
+    max_new_tokens,
+    min_new_tokens=0,
+    stop_token_ids="auto",
+    stop=None,
+    sliding_window=False,
+):
+    """Returns the prompts, whether it is one alone, their token ids, and the limits.
+
+    Raises:
+        ValueError: for what a model can't continue, or not so far.
+    """
+    many, is_single = read_prompts(prompts)
+    rows = encode(many, model.tokenizer, model.backbone.vocabulary_size)
+    starts = [row or [end_of_text(model.tokenizer)] for row in rows]
+    limits = read_limits(model, max_new_tokens, min_new_tokens, stop_token_ids, stop)
+    check_length(limits, max(map(len, starts)), sliding_window)
+    check_stop(limits.stop, many)
+    return many, is_single, starts, limits
+
+
 def read_limits(model, max_new_tokens, min_new_tokens, stop_token_ids, stop):
     """Returns what ends a continuation; raises ValueError if all tokens would, too early."""
     vocabulary_size = written_vocabulary(model)

@@ -215,12 +215,8 @@ def generate(
     """
     given = sampler
     sampler, filters = arguments.read_options(**locals())  # all arguments by name
-    many, is_single = arguments.read_prompts(prompts)
-    rows = arguments.encode(many, model.tokenizer, model.backbone.vocabulary_size)
-    starts = [row or [arguments.end_of_text(model.tokenizer)] for row in rows]
-    limits = arguments.read_limits(model, max_new_tokens, min_new_tokens, stop_token_ids, stop)
-    arguments.check_length(limits, max(map(len, starts)), sliding_window)
-    arguments.check_stop(limits.stop, many)
+    ends = min_new_tokens, stop_token_ids, stop, sliding_window
+    many, is_single, starts, limits = arguments.read_call(model, prompts, max_new_tokens, *ends)
     if stream:
         wanted = num_return_sequences, return_log_probabilities
         arguments.check_stream(many, is_single, sampler, *wanted)

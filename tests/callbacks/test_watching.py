@@ -79,6 +79,32 @@ def test_several_samples_for_a_prompt_are_printed_one_by_one(tokenizer, rows, ca
     assert capsys.readouterr().out.count("a fine") == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Try sliding_window=True, or max_new_tokens="),
+        ({"max_new_tokens": 2, "stop_token_ids": [300]}, "stop_token_ids must be"),
+        ({"max_new_tokens": 2, "tokenizer": None}, "tokenizer=None. Try"),
+        ({"max_new_tokens": 2, "head": True}, "a kgpt.CausalLM. Received: a TextClassifier"),
+    ],
+)
+def test_samples_that_can_not_be_written_are_refused_before_training(
+    tokenizer, rows, options, message
+):
+    lm = make_lm(tokenizer)
+    model, data = (lm, (rows,))
+    if options.pop("head", False):
+        model, data = kgpt.TextClassifier(lm.backbone, 2), (rows, np.arange(12) % 2)
+    elif "tokenizer" in options:
+        model = kgpt.CausalLM(lm.backbone, options.pop("tokenizer"))
+    model.compile("adam")
+
+    with pytest.raises(ValueError, match=message):
+        model.fit(*data, verbose=0, callbacks=[kgpt.callbacks.GenerateSamples("a", **options)])
+
+    assert int(model.optimizer.iterations) == 0
+
+
 def test_a_log_dir_without_tensorboard_is_refused_before_training(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
 
