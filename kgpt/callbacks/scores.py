@@ -14,8 +14,8 @@ class Scores(keras.callbacks.Callback):
 
     `val_accuracy`, `val_f1` and `val_matthews` for classes; `val_f1`, `val_micro_f1` and
     `val_mean_average_precision` where several classes may be right; `val_pearson` and
-    `val_spearman` for numbers, as in `kgpt.metrics`. Examples count by their `sample_weight`. Put
-    it before the callbacks that look at the scores::
+    `val_spearman` for numbers, as in `kgpt.metrics`. Examples count by their `sample_weight`. The
+    other callbacks of the fit see the scores, wherever they stand in the list::
 
         best = keras.callbacks.EarlyStopping("val_matthews", mode="max", restore_best_weights=True)
         model.fit(train, epochs=3, callbacks=[kgpt.callbacks.Scores(validation), best])
@@ -25,9 +25,12 @@ class Scores(keras.callbacks.Callback):
         prefix: str. What the names of the scores begin with.
 
     Raises:
-        ValueError: for data without labels, and for weighted numbers: correlations have no weights.
+        ValueError: for data without labels, and for weighted numbers: correlations have no weights;
+            when training begins, for data that the model can't be evaluated on.
         ImportError: if scikit-learn (for classes) or scipy (for numbers) is not installed.
     """
+
+    comes_first = True  # among callbacks
 
     @checked
     def __init__(self, data, prefix: str = "val_"):
@@ -50,6 +53,9 @@ class Scores(keras.callbacks.Callback):
             raise ImportError(f"These scores need {package}. Try: pip install {package}")
         self.data = data
         self.prefix = prefix
+
+    def on_train_begin(self, logs=None):
+        self.model.check_data(self.data)  # said here, and not at the end of the first epoch
 
     def on_epoch_end(self, epoch, logs=None):
         outputs = self.model.predict(self.data, verbose=0)

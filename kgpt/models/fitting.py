@@ -365,8 +365,9 @@ def _prepare_fit(task, class_weight, callbacks):
 
 
 def _in_order(callbacks):
-    """Returns callbacks with that of checkpoints behind those whose state it saves."""
+    """Returns callbacks, scores before those that look at them and that of checkpoints last."""
     callbacks = keras.tree.flatten(callbacks)
+    callbacks.sort(key=lambda callback: not getattr(callback, "comes_first", False))
     last = [callback for callback in callbacks if getattr(callback, "comes_last", False)]
     if not last:
         return callbacks

@@ -20,13 +20,26 @@ def test_scores_of_the_whole_set_join_the_logs_for_other_callbacks():
     model.compile("adam")
     best = keras.callbacks.EarlyStopping("val_matthews", mode="max", patience=9)
 
-    history = model.fit(
-        data, epochs=2, callbacks=[kgpt.callbacks.Scores(data), best], verbose=0
+    history = model.fit(  # in either order
+        data, epochs=2, callbacks=[best, kgpt.callbacks.Scores(data)], verbose=0
     ).history
 
     expected = kgpt.metrics.classification_scores(data.labels, model.predict(data, verbose=0))
     assert {name: history[f"val_{name}"][-1] for name in expected} == expected
     assert best.best == max(history["val_matthews"])
+
+
+def test_data_of_another_model_are_refused_before_training():
+    pytest.importorskip("sklearn", reason="the extra `scores`")
+    data, tokenizer = task_batches(kgpt.data.classification, [1, 0] * 6, batch_size=5)
+    other, _ = task_batches(kgpt.data.classification, [2, 0] * 6, batch_size=5)
+    model = kgpt.TextClassifier(kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 2, 8), 2)
+    model.compile("adam")
+
+    with pytest.raises(ValueError, match=r"must be ints in \[0, 2\). Received: .*2"):
+        model.fit(data, callbacks=[kgpt.callbacks.Scores(other)], verbose=0)
+
+    assert int(model.optimizer.iterations) == 0
 
 
 class TestScoresByKind:
