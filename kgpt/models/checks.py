@@ -1,5 +1,6 @@
 """Checks of data and of what models are compiled with, before anything runs."""
 
+import os
 import warnings
 from numbers import Real
 
@@ -10,6 +11,7 @@ from keras import ops
 from kgpt.arguments import RULES, refuse
 from kgpt.distribution import current
 from kgpt.kernels.platform import num_torch_processes
+from kgpt.text import check_no_table
 
 # Keras's losses that take logits only with from_logits=True.
 _OF_PROBABILITIES = (
@@ -185,13 +187,19 @@ def _num_rows(column) -> int | None:
 def as_arrays(name: str, value):
     """Returns lists of numbers, or of lists of them, as arrays, and in a dict too; else the value.
 
-    Keras takes a list for several inputs or outputs.
+    Keras takes a list for several inputs or outputs. A DataFrame is an array of its rows, as there.
 
     Raises:
-        ValueError: for lists of arrays, and for rows of different lengths.
+        ValueError: for lists of arrays, rows of different lengths, other tables, and files.
     """
     if isinstance(value, dict):
         return {key: as_arrays(key, part) for key, part in value.items()}
+    if isinstance(value, os.PathLike):
+        hint = "Of text files, kgpt.data.write_tokens and kgpt.data.windows make batches."
+        refuse(name, value, "arrays, texts or batches", hint)
+    if hasattr(value, "to_numpy") and len(getattr(value, "shape", ())) == 2:
+        return value.to_numpy()
+    check_no_table(name, value)
     if not isinstance(value, list):
         return value
     problem = "arrays"

@@ -278,6 +278,32 @@ class TestValues:
         assert model.fit(x, y, validation_freq=1, verbose=0).history["loss"]
 
 
+class TestTables:
+    def test_a_table_of_numbers_is_an_array(self):
+        pandas = pytest.importorskip("pandas", reason="the extra `test`")
+        x, y = make_arrays()
+        ids, labels = pandas.DataFrame(x["token_ids"]), pandas.DataFrame({"label": y})
+        model = make_classifier()
+
+        figures = [
+            (*model.evaluate(*data, verbose=0), loss_of(model, *data), model.predict(data[0]).sum())
+            for data in ((x["token_ids"], y), (ids, labels), ({"token_ids": ids}, labels["label"]))
+        ]
+
+        np.testing.assert_allclose(figures[1:], [figures[0]] * 2, rtol=1e-6)
+
+    def test_a_whole_data_set_of_the_hub_is_refused_with_its_columns(self):
+        datasets = pytest.importorskip("datasets", reason="the extra `test`")
+        rows = datasets.Dataset.from_dict({"text": TEXTS, "label": LABELS})
+        for data in (rows, datasets.DatasetDict({"train": rows})):
+            with pytest.raises(ValueError, match=r"columns \['text', 'label'\]. Try .*\['text'\]"):
+                make_classifier(tokenizer=TOKENIZER).fit(data, verbose=0)
+
+    def test_a_file_is_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"Received: x=.*kgpt.data.windows make batches"):
+            make_classifier().fit(tmp_path / "book.txt", verbose=0)
+
+
 class TestKeywords:
     @pytest.mark.parametrize(
         ("method", "name", "meant"),
