@@ -3,6 +3,7 @@
 import keras
 
 from kgpt.arguments import flag, integer, is_int, number, refuse
+from kgpt.models.whole_model import check_name
 
 
 def _verbose(name, value):
@@ -24,6 +25,8 @@ def _callbacks(name, value):
     for callback in keras.tree.flatten(value):
         if not hasattr(callback, "set_model"):
             refuse(name, value, "a keras.callbacks.Callback, or a list of them")
+        if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
+            check_name(callback.filepath)  # and not after an epoch
     return value
 
 

@@ -124,7 +124,7 @@ class WholeModel:
             lm.save("lm.keras")
         """
         is_folder = zipped is False
-        _check_name(filepath, is_folder)
+        check_name(filepath, is_folder)
         if not include_optimizer:
             with _not_compiled(self):
                 return self.save(filepath, overwrite, zipped, **kwargs)
@@ -269,7 +269,7 @@ def _is_written_here(model) -> bool:
     return process()[0] == 0
 
 
-def _check_name(path, is_folder):
+def check_name(path, is_folder: bool = False):
     """Raises ValueError for a model's file that `keras.models.load_model` could not read."""
     root, ending = os.path.splitext(str(path))
     if ending in (".h5", ".hdf5"):

@@ -255,6 +255,20 @@ class TestValues:
         with pytest.raises(ValueError, match="has no effect without validation"):
             make_classifier().fit(*make_arrays(), **arguments)
 
+    def test_a_checkpoint_that_could_not_be_loaded_is_refused_before_training(self, tmp_path):
+        model = make_classifier()
+        callback = keras.callbacks.ModelCheckpoint(tmp_path / "a.h5")
+
+        with pytest.raises(ValueError, match=r"Try '.*a\.keras'"):
+            model.fit(*make_arrays(), callbacks=[[callback]], verbose=0)
+
+        assert model.optimizer.iterations == 0
+        callback = keras.callbacks.ModelCheckpoint(
+            tmp_path / "a.weights.h5", save_weights_only=True
+        )
+        model.fit(*make_arrays(), callbacks=callback, verbose=0)
+        assert (tmp_path / "a.weights.h5").exists()
+
     def test_one_validation_is_enough(self):
         x, y = make_arrays()
         with pytest.raises(ValueError, match="validation_split has no effect beside"):
