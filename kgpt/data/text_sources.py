@@ -6,6 +6,7 @@ from keras.src.trainers.data_adapters import is_tf_dataset
 
 from kgpt.data.batches import PythonBatches
 from kgpt.data.columns import check_columns
+from kgpt.data.sources import kind_of
 
 _COLUMNS = (list, tuple, np.ndarray)
 
@@ -19,8 +20,8 @@ def is_text(x) -> bool:
         while isinstance(spec, tuple) and spec:
             spec = spec[0]
         return getattr(spec, "dtype", None) == tf.string
-    if isinstance(x, str):
-        return True
+    if isinstance(x, str) or kind_of(x) is not None:  # a source's batches are checked one by one
+        return isinstance(x, str)
     if getattr(x, "dtype", None) is not None and str(x.dtype) not in ("object", "str", "string"):
         return isinstance(x, np.ndarray) and x.dtype.kind == "U"
     is_column = isinstance(x, (*_COLUMNS, set, frozenset)) or (

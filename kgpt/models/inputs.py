@@ -11,7 +11,8 @@ def refuse_texts(inputs):
     """Raises ValueError for texts, where token ids are expected."""
     if not isinstance(inputs, dict) and is_text(inputs):
         raise ValueError(
-            "A model and its batches take token ids, while fit, evaluate and predict take texts. "
+            "Texts go into fit, evaluate and predict, as a list, an array, a column or a "
+            "tf.data.Dataset; a model itself, and batches from other sources, take token ids. "
             f"Received: {inputs!r:.60}. Try the ids of tokenizer.encode_batch(texts)."
         )
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from labelled import TOKENIZER
+from sources import SOURCES
 
 import kgpt
 
@@ -313,3 +314,17 @@ def test_labels_may_be_a_tensor_of_the_backend():
     ]
 
     np.testing.assert_allclose(*histories, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["generator", "PyDataset", "grain", "DataLoader"])
+def test_texts_in_other_sources_are_refused_by_one_sentence(kind):
+    texts, labels = ["ab", "cd", "e"], np.array([0, 1, 0])
+    make = SOURCES[kind]
+    if kind == "DataLoader":
+        make = pytest.importorskip("torch").utils.data.DataLoader
+    data = make([*zip(texts, labels, strict=True)]) if kind == "DataLoader" else make(texts, labels)
+    backbone = kgpt.GPTBackbone(TOKENIZER.vocabulary_size, 1, 1, 4, 16)
+    classifier = kgpt.TextClassifier(backbone, 2, tokenizer=TOKENIZER)
+
+    with pytest.raises(ValueError, match=r"^Texts go into .* other sources, take token ids"):
+        classifier.fit(data, verbose=0)
