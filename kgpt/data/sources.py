@@ -1,7 +1,7 @@
 """Everything that Keras trains on besides arrays, with a check of each batch that passes the host.
 
 Keras's data adapters stay what they are. A source is wrapped where its batches are Python objects;
-`tf.data` runs outside Python, and checks ids in its own operations.
+`tf.data` runs outside Python, and checks ids and weights in its own operations.
 """
 
 import contextlib
@@ -71,6 +71,9 @@ def _is_given(value):
     return value is not None and not (isinstance(value, float) and value == 0)
 
 
+_WEIGHTS_MESSAGE = "sample_weight must be at least 0."
+
+
 class CheckedSource:
     """A source of batches, each of which is checked before Keras sees it; arrays stay as they are.
 
@@ -108,10 +111,11 @@ class CheckedSource:
         own = self._error or getattr(self._given, "error", None)
         if own is not None:
             return own
-        if self._ids_message in str(error):
-            found = re.search(r"\[-?\d[-\d\s.]*\]", str(error))
-            received = f" Received: {found[0]} among them." if found else ""
-            return ValueError(self._ids_message + received)
+        for message in (self._ids_message, _WEIGHTS_MESSAGE):
+            if message in str(error):
+                found = re.search(r"\[-?[\dn][-\d\s.nae]*\]", str(error))
+                received = f" Received: {found[0]} among them." if found else ""
+                return ValueError(message + received)
         return error
 
     def _check_batch(self, batch):
@@ -192,6 +196,9 @@ def _with_checked_ids(dataset, vocabulary_size, message):
             ):
                 ids = tf.cast(ids, tf.int32)
             x = {**x, "token_ids": ids} if isinstance(x, dict) else ids
+        for weights in batch[2:]:
+            if isinstance(weights, tf.Tensor):
+                tf.debugging.assert_non_negative(tf.cast(weights, tf.float32), _WEIGHTS_MESSAGE)
         batch = tf.nest.map_structure(narrow, (x, *batch[1:]))
         return batch if len(batch) > 1 else batch[0]
 

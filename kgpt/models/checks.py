@@ -133,10 +133,20 @@ def check_something_counts(x, sample_weight=None):
                 f"{name} must leave something to count. Received: a {name} that is 0 everywhere. "
                 "In a padding_mask, 1 or True marks real tokens."
             )
-        if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ValueError(f"{name} must be finite numbers. Received: NaN or infinity in it.")
-        if name == "sample_weight" and values is not None and (values < 0).any():
-            raise ValueError(f"{name} must be at least 0. Received: {values.min()} in it.")
+        _check_finite(name, values)
+
+
+def check_weights(sample_weight):
+    """Raises ValueError for weights that are negative, NaN or infinite."""
+    weights = as_array(sample_weight)
+    _check_finite("sample_weight", weights)
+    if weights is not None and (weights < 0).any():
+        raise ValueError(f"sample_weight must be at least 0. Received: {weights.min()} in it.")
+
+
+def _check_finite(name, values):
+    if values is not None and values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite numbers. Received: NaN or infinity in it.")
 
 
 def check_compiled(optimizer, loss, loss_weights=None):

@@ -14,15 +14,8 @@ from kgpt.data.filling import counting, num_rows, take_filling
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
-from kgpt.models import fitting, step_functions
+from kgpt.models import checks, fitting, step_functions
 from kgpt.models.backbone import GPTBackbone
-from kgpt.models.checks import (
-    as_array,
-    check_compiled,
-    check_ids,
-    checked_for_texts,
-    warn_of_probabilities,
-)
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
 from kgpt.models.fit_arguments import COMPILE
 from kgpt.models.inputs import refuse_texts
@@ -113,7 +106,7 @@ class Task(WholeModel, keras.Model):
 
     def __setattr__(self, name, value):
         if name in ("tokenizer", "sequence_length", "truncate"):
-            value = checked_for_texts(name, value, self.backbone)
+            value = checks.checked_for_texts(name, value, self.backbone)
         super().__setattr__(name, value)
 
     if TYPE_CHECKING:  # no plain attribute: Keras's bases are unknown, and could be descriptors
@@ -145,9 +138,11 @@ class Task(WholeModel, keras.Model):
         self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
         if self._optimizer_is_default:
             optimizer = self.default_optimizer()
-        check_compiled(optimizer, loss, kwargs.get("loss_weights"))
+        checks.check_compiled(optimizer, loss, kwargs.get("loss_weights"))
         if self.outputs_are_logits:
-            warn_of_probabilities(loss, kwargs.get("metrics"), kwargs.get("weighted_metrics"))
+            checks.warn_of_probabilities(
+                loss, kwargs.get("metrics"), kwargs.get("weighted_metrics")
+            )
         self._refuse_several_workers()
         self._uses_own_loss = loss is None
         self._compile_loss = self._compile_metrics = None  # of an earlier compile
@@ -188,13 +183,14 @@ class Task(WholeModel, keras.Model):
 
         This is checked before anything runs, since on an accelerator a wrong id goes unnoticed.
         """
+        checks.check_weights(sample_weight)
         if isinstance(x, ResumableBatches):
             x.check_vocabulary(self.backbone.vocabulary_size)
             self.backbone.embedding.check_length(x.longest_sequence)
             return
         refuse_texts(x)
-        token_ids = as_array(x.get("token_ids") if isinstance(x, dict) else x)
-        check_ids("token_ids", token_ids, self.backbone.vocabulary_size)
+        token_ids = checks.as_array(x.get("token_ids") if isinstance(x, dict) else x)
+        checks.check_ids("token_ids", token_ids, self.backbone.vocabulary_size)
         if token_ids is not None and token_ids.ndim > 1:
             self.backbone.embedding.check_length(token_ids.shape[-1])
 

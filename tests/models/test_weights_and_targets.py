@@ -461,6 +461,14 @@ class TestNothingToCount:
             with pytest.raises(ValueError, match=r"sample_weight must be at least 0.*-0\.5"):
                 call(X, Y, sample_weight=weights)
 
+    @pytest.mark.parametrize("source", SOURCES)
+    @pytest.mark.parametrize("weight", [-0.5, np.nan])
+    def test_such_weights_are_refused_in_all_sources(self, source, weight):
+        lm, weights = make_lm(), np.array([1, 1, weight, 1], "float32")
+        for call in (lm.fit, lm.evaluate):
+            with pytest.raises(ValueError, match=r"sample_weight must be .*(-0\.5|(?i:nan)).* "):
+                call(SOURCES[source](X, Y, weights), verbose=0)
+
     def test_targets_that_leave_nothing_are_refused_but_for_a_single_batch(self):
         lm = make_lm()
         for call in (lm.fit, lm.evaluate):
