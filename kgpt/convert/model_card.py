@@ -68,7 +68,11 @@ def model_card(
     """
     if not isinstance(model, keras.Model):
         refuse("model", model, "a Keras model, such as a kgpt.CausalLM", error=TypeError)
-    figures = {_one_line(key): float(value) for key, value in (evaluation or {}).items()}
+    try:
+        figures = {_one_line(key): float(value) for key, value in (evaluation or {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        hint = "model.evaluate(..., return_dict=True) gives them."
+        refuse("evaluation", evaluation, "a dict of figures by name", hint)
     if not all(map(math.isfinite, figures.values())):
         raise ValueError(f"Figures must be finite numbers. Received: evaluation={figures}.")
     if isinstance(training_data, str | os.PathLike):
@@ -117,13 +121,19 @@ def _architecture(model):
         ("longest sequence", f"{backbone.max_sequence_length:,} tokens"),
         ("vocabulary", f"{backbone.vocabulary_size:,} tokens"),
         ("layer norm", "before each part (GPT-2)" if backbone.norm_first else "after (GPT-1)"),
-        ("dtype of the weights", keras.backend.standardize_dtype(backbone.variable_dtype)),
+        ("dtype of the weights", _dtypes(backbone)),
     ]
     if tokenizer is not None:
         rows.append(("tokenizer", f"{tokenizer.style} style, {tokenizer.vocabulary_size:,} tokens"))
     if getattr(model, "class_names", None):
         rows.append(("classes", ", ".join(model.class_names)))
     return rows
+
+
+def _dtypes(backbone):
+    modes = {layer.quantization_mode for layer in backbone._flatten_layers()} - {None}
+    quantized = f"quantized to {', '.join(sorted(modes))}; others " if modes else ""
+    return quantized + keras.backend.standardize_dtype(backbone.variable_dtype)
 
 
 def _training(model, tokens_seen):

@@ -41,6 +41,16 @@ def test_a_card_says_what_the_model_is(lm, tmp_path):
     }
 
 
+def test_a_card_says_that_weights_are_quantized(lm, tmp_path):
+    lm = keras.models.clone_model(lm)
+    lm.quantize("int8")
+
+    model_card(lm, tmp_path)
+
+    text = (tmp_path / "README.md").read_text()
+    assert "| dtype of the weights | quantized to int8; others float32 |" in text
+
+
 def test_what_is_not_known_is_left_out(lm, tmp_path):
     model_card(lm.backbone, tmp_path / "card.md")
 
@@ -161,6 +171,8 @@ def test_an_optimizers_updates_are_counted(tmp_path):
     [
         ({"tokens_seen": -1}, "Received: tokens_seen=-1"),
         ({"evaluation": {"loss": float("nan")}}, "finite numbers.*nan"),
+        ({"evaluation": [3.2, 24.5]}, "evaluation must be a dict of figures"),  # of evaluate()
+        ({"evaluation": {"loss": [3.2]}}, "evaluation must be a dict of figures"),  # of fit()
     ],
 )
 def test_figures_that_can_not_be_are_refused(lm, options, message, tmp_path):
