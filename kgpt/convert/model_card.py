@@ -68,13 +68,7 @@ def model_card(
     """
     if not isinstance(model, keras.Model):
         refuse("model", model, "a Keras model, such as a kgpt.CausalLM", error=TypeError)
-    try:
-        figures = {_one_line(key): float(value) for key, value in (evaluation or {}).items()}
-    except (AttributeError, TypeError, ValueError):
-        hint = "model.evaluate(..., return_dict=True) gives them."
-        refuse("evaluation", evaluation, "a dict of figures by name", hint)
-    if not all(map(math.isfinite, figures.values())):
-        raise ValueError(f"Figures must be finite numbers. Received: evaluation={figures}.")
+    figures = _figures(evaluation)
     if isinstance(training_data, str | os.PathLike):
         training_data = [training_data]
     pipeline, kind = next(
@@ -107,6 +101,17 @@ def model_card(
 
 
 # === What is known ===
+
+
+def _figures(evaluation) -> dict[str, float]:
+    try:
+        figures = {_one_line(key): float(value) for key, value in (evaluation or {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        hint = "model.evaluate(..., return_dict=True) gives them."
+        refuse("evaluation", evaluation, "a dict of figures by name", hint)
+    if not all(map(math.isfinite, figures.values())):
+        raise ValueError(f"Figures must be finite numbers. Received: evaluation={figures}.")
+    return figures
 
 
 def _architecture(model):
