@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 
 from kgpt.arguments import checked
+from kgpt.data.columns import read_class_names
 from kgpt.files import make_folder, written_whole
 from kgpt.hdf5 import SafeFile
 from kgpt.models.freezing import body_of, own_weights
@@ -19,6 +21,7 @@ from kgpt.reading import check_file, check_finite, errors_name, one_line
 
 # The file's attributes: rank, scale and names as JSON, and the SHA-256 of all that is in it.
 _DESCRIPTION, _DIGEST = "kgpt_lora", "kgpt_sha256"
+_CLASS_NAMES = "class_names"
 _PARTS = ("lora_kernel_a", "lora_kernel_b")
 
 
@@ -27,9 +30,9 @@ def save_lora_weights(self, path: str | os.PathLike):
     """Writes LoRA's additions, and a head's own weights, to a small file.
 
     At rank 8 it has 1% of the size of GPT-1. Of a task it has also the weights that are not the
-    body's, such as the map to the classes: they were trained with the additions. The body's own
-    weights are not in it: `load_lora_weights` gives what this model gives only over the body that
-    the additions were trained on. The file is written whole or not at all.
+    body's, such as the map to the classes, and the names of the classes: they were trained with the
+    additions. The body's own weights are not in it: `load_lora_weights` gives what this model gives
+    only over the body that the additions were trained on. The file is written whole or not at all.
 
     Args:
         self: the `GPTBackbone`, or a task over it.
@@ -61,6 +64,9 @@ def save_lora_weights(self, path: str | os.PathLike):
             arrays |= zip((f"{name}/{part}" for part in _PARTS), factors, strict=True)
         arrays |= {f"head/{i}": weight for i, weight in enumerate(own_weights(self))}
         arrays = {name: _array(weight) for name, weight in arrays.items()}
+        if getattr(self, "class_names", None):  # in an array, since attributes are small
+            text = json.dumps(list(self.class_names))
+            arrays[_CLASS_NAMES] = np.frombuffer(text.encode(), "uint8")
         for name, array in arrays.items():
             file[name] = array
         file.attrs[_DESCRIPTION] = json.dumps(_description(backbone))
@@ -72,8 +78,9 @@ def load_lora_weights(self, path: str | os.PathLike):
     """Takes the additions of a file that `save_lora_weights` wrote, and a head's own weights.
 
     A model without LoRA has it enabled as it was in the file's model: compile it again if it was
-    compiled. A head takes the weights of the file's head, and keeps its own if the file was
-    written from a `GPTBackbone` or a `CausalLM`, which take no head's weights in turn.
+    compiled. A head takes the weights of the file's head, and the names of its classes if it has
+    none. It keeps its own if the file was written from a `GPTBackbone` or a `CausalLM`, which take
+    no head's weights in turn.
 
     Args:
         self: the `GPTBackbone`, or a task over it, whose body has the weights that the additions
@@ -101,14 +108,14 @@ def load_lora_weights(self, path: str | os.PathLike):
                 f"Received: {description} in {path}, {_description(backbone)} in the model."
             )
         datasets = _datasets(path, file)
-        head = datasets.pop("head", [])
+        head, names = datasets.pop("head", []), datasets.pop(_CLASS_NAMES, [])
         _check_shapes(path, datasets, _shapes(backbone, description))
         if own and head:
             _check_shapes(path, {"head": head}, {"head": [tuple(weight.shape) for weight in own]})
-        arrays = {
-            one.name.strip("/"): one[()] for group in (*datasets.values(), head) for one in group
-        }
+        every = itertools.chain(head, names, *datasets.values())
+        arrays = {one.name.strip("/"): one[()] for one in every}
         _check_content(path, file, arrays)
+        class_names = _new_names(self, path, arrays if own and head and names else {})
     factors = {name: [arrays[f"{name}/{part}"] for part in _PARTS] for name in datasets}
     own, head = (own, [arrays[f"head/{i}"] for i in range(len(head))]) if own and head else ([], [])
     if backbone.lora_rank is None:
@@ -118,6 +125,22 @@ def load_lora_weights(self, path: str | os.PathLike):
             variable.assign(value)
     for variable, value in zip(own, head, strict=True):
         variable.assign(value)
+    if class_names:
+        self.class_names = class_names
+
+
+def _new_names(model, path, arrays) -> list[str] | None:
+    """Returns a file's names of the classes for a head that has none; refuses another order."""
+    if _CLASS_NAMES not in arrays or not hasattr(model, "class_names"):
+        return None
+    found = read_class_names(json.loads(arrays[_CLASS_NAMES].tobytes()))
+    own = model.class_names
+    if own and own != found and sorted(own) == sorted(found):
+        raise ValueError(
+            "The file's head and the model's must count the classes in the same order. Received: "
+            f"class_names={found} in {path}, {own} in the model."
+        )
+    return None if own else found
 
 
 def _checked_path(path):
@@ -166,7 +189,9 @@ def _datasets(path, file) -> dict[str, list]:
     """Returns the arrays in a file, not read yet: those of each matrix, and `"head"`."""
     groups = {}
     for block in file:
-        if block == "head":
+        if block == _CLASS_NAMES:
+            groups[block] = [_member(file, block)]
+        elif block == "head":
             group = _member(file, block)
             groups[block] = [_member(group, str(i)) for i in range(len(group))]
         else:

@@ -122,6 +122,24 @@ def test_of_a_head_the_file_has_its_own_weights(path, token_ids):
     np.testing.assert_array_equal(to_numpy(fresh(token_ids)), to_numpy(model(token_ids)))
 
 
+def test_a_classifier_takes_the_names_of_the_classes_and_no_other_order(path, token_ids):
+    model = make_classifier(rank=4)
+    model.class_names = [str(i) * 30_000 for i in (5, 7, 6)]  # more than an attribute holds
+    model.save_lora_weights(path)
+    fresh, renamed, turned = make_classifier(), make_classifier(), make_classifier()
+    renamed.class_names, turned.class_names = ["a", "b", "c"], sorted(model.class_names)
+
+    fresh.load_lora_weights(path)
+    renamed.load_lora_weights(path)
+    with pytest.raises(ValueError, match="count the classes in the same order"):
+        turned.load_lora_weights(path)
+
+    assert fresh.class_names == model.class_names
+    assert renamed.class_names == ["a", "b", "c"]
+    assert turned.backbone.lora_rank is None
+    make_lm().load_lora_weights(path)
+
+
 def test_bodies_and_language_models_take_the_additions_of_a_heads_file(path, token_ids):
     model = make_classifier(rank=4)
     model.save_lora_weights(path)
