@@ -12,6 +12,7 @@ from keras import ops
 
 from kgpt.console import show
 from kgpt.files import check_free_space, files_written_whole, make_folder, written_whole
+from kgpt.keywords import check_keywords
 from kgpt.models.whole_model import num_bytes
 
 _ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
@@ -29,6 +30,12 @@ _PACKAGES = {
 }
 # The modes of quantization whose files the backend's converter writes and no runtime loads.
 _NOT_QUANTIZED = {("torch", "onnx"): ("int8", "int4"), ("tensorflow", "litert"): ("int8",)}
+# Further options, of converters that would leave out what they do not know.
+_OPTIONS = {
+    ("tensorflow", "tf_saved_model"): (),
+    ("tensorflow", "onnx"): ("opset_version",),
+    ("jax", "tf_saved_model"): ("is_static", "jax2tf_kwargs"),
+}
 _MOST_BYTES = 2 * 10**9  # in an ONNX or LiteRT file, by the formats' 32-bit offsets
 
 
@@ -65,6 +72,7 @@ def export(
         **kwargs: further arguments of `keras.Model.export` for the format, such as `opset_version`.
 
     Raises:
+        TypeError: for further arguments that the format lacks.
         ValueError: if the backend can't make the format, and for an unsuitable path.
         ImportError: if the converter is not installed.
         OSError: if there is no room or no permission.
@@ -77,7 +85,7 @@ def export(
         token_ids = np.array([tokenizer.encode("Hello world")], "int32")
         [logits] = session.run(["outputs"], {"token_ids": token_ids})
     """
-    path = _check(model, path, format)
+    path = _check(model, path, format, kwargs)
     shape = model.input["token_ids"].shape[1:]
     if padding_mask is None:
         padding_mask = len(shape) > 1
@@ -131,7 +139,7 @@ def export_generation_step(
         ValueError: if the backend can't make the format, and for an unsuitable path.
         ImportError: if the converter is not installed.
     """
-    path = _check(lm, path, format)
+    path = _check(lm, path, format, kwargs)
     backbone = lm.backbone
     heads, head_dim = backbone.num_heads, backbone.hidden_dim // backbone.num_heads
     cache_shape = (backbone.num_layers, heads, None, head_dim)
@@ -193,11 +201,17 @@ class _GenerationStep(keras.layers.Layer):
 # === Arguments ===
 
 
-def _check(model, path, format) -> Path:
+def _check(model, path, format, options) -> Path:
     """Returns the path; raises an error for what can't be exported, before any conversion."""
     backend, path = keras.config.backend(), os.fspath(path)
     if format not in _ENDINGS:
         raise ValueError(f"format must be one of {', '.join(_ENDINGS)}. Received: {format!r}.")
+    meant = next((name for name, end in _ENDINGS.items() if end and path.endswith(end)), format)
+    if meant != format:
+        raise ValueError(
+            f"The path's ending is that of another format. Received: {path!r}, format={format!r}. "
+            f"Try format={meant!r}."
+        )
     if format not in _FORMATS.get(backend, ()):
         able = [name for name, formats in _FORMATS.items() if format in formats]
         raise ValueError(
@@ -210,6 +224,9 @@ def _check(model, path, format) -> Path:
             f"The path for format={format!r} must end with {_ENDINGS[format]!r}. "
             f"Received: {path!r}."
         )
+    known = _OPTIONS.get((backend, format), options)
+    if unknown := [name for name in options if name not in known]:
+        check_keywords("export", ["format", "padding_mask", "verbose", *known], unknown)
     path = Path(path)
     is_model = path.is_file() if _ENDINGS[format] else (path / "saved_model.pb").exists()
     if path.exists() and not is_model:

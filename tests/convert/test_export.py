@@ -219,9 +219,18 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(tmp_path)
         need("onnx")
         with pytest.raises(ValueError, match=r"Only float32 models.*bfloat16"):
             half.export(tmp_path / "lm.onnx", format="onnx")
+    with pytest.raises(ValueError, match=r"another format.*lm\.onnx.*Try format='onnx'"):
+        lm.export(tmp_path / "lm.onnx")
+    with pytest.raises(ValueError, match=r"another format.*Try format='litert'"):
+        lm.export_generation_step(tmp_path / "lm.tflite")
     if format == "tf_saved_model":
         with pytest.raises(ValueError, match="holds no exported model"):
             lm.export(tmp_path, format=format)
+        with pytest.raises(TypeError, match="no argument 'input_signature'"):
+            lm.export(tmp_path / "lm", format=format, input_signature=[])
+    if BACKEND == "tensorflow":
+        with pytest.raises(TypeError, match=r"'opset'\. Did you mean opset_version"):
+            lm.export(tmp_path / "lm.onnx", format="onnx", opset=17)
 
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
