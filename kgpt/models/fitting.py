@@ -3,30 +3,15 @@
 import contextlib
 
 import keras
-import numpy as np
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 from kgpt.arguments import checked
 from kgpt.console import with_progress_bar
 from kgpt.data.batches import ResumableBatches
-from kgpt.data.columns import without_tensors
-from kgpt.data.filling import FilledBatches, fill_batch, filled
-from kgpt.data.sources import (
-    CheckedSource,
-    errors_of,
-    kind_of,
-    refuse_beside_batches,
-    without_uint64,
-)
-from kgpt.data.task_batches import TaskBatches
-from kgpt.data.text_sources import is_text, split_texts, unpack
-from kgpt.data.updates import Updates, by_update
-from kgpt.models.checks import (
-    as_arrays,
-    check_devices,
-    check_rows,
-    check_something_counts,
-)
+from kgpt.data.filling import FilledBatches, filled
+from kgpt.data.sources import CheckedSource, errors_of, kind_of, refuse_beside_batches
+from kgpt.data.text_sources import is_text, split_texts
+from kgpt.models.checks import check_devices
 from kgpt.models.default_optimizer import (
     ScheduleOverFit,
     check_rate_callbacks,
@@ -34,9 +19,19 @@ from kgpt.models.default_optimizer import (
     match_optimizer,
 )
 from kgpt.models.fit_arguments import FIT, check_validation
+from kgpt.models.fit_data import (
+    batches_by_update,
+    check_one_length,
+    from_beginning,
+    source_of,
+    tokens_per_step,
+    validation_source,
+    with_arrays,
+    without_texts,
+)
 from kgpt.models.jax_state import weights_come_back
 from kgpt.models.lora import revive_lora
-from kgpt.models.text_inputs import batches_of
+from kgpt.models.sample_weights import set_class_weight
 
 
 @checked(passes_on=keras.Model.fit, **FIT)
@@ -60,15 +55,65 @@ def fit(
 ):
     """Trains as `keras.Model.fit` does; batches of `kgpt.data` go on from their position.
 
-    `validation_data` of `kgpt.data` is read from its beginning in each epoch and leaves no
-    trace, so that it may be the training data itself. `shuffle=None` is True for arrays and
-    PyDatasets. `class_weight` counts with every source, and beside `sample_weight` as a factor;
-    its keys are numbers or names of classes. What has no effect beside `x` is refused.
+    A model that is not compiled is compiled by `compile()`. What has no effect beside `x` is
+    refused. `rows` are texts or examples.
 
-    Texts go straight in: a list, an array or a column of str, pairs, a tuple of two columns, or a
-    `tf.data.Dataset` of batches of strings. The model's tokenizer and `sequence_length` make of
-    them what the functions of `kgpt.data` make. A model that is not compiled is compiled by
-    `compile()`.
+    Args:
+        self: the model.
+        x: what to learn from, one of
+
+            - texts: a list, an array or a column of str; pairs `(first, second)`, or contexts with
+              their choices, as rows or as a tuple of two columns. The tokenizer and the
+              `sequence_length` of the model make of them what the functions of `kgpt.data` make;
+            - token ids: int array or tensor `(rows, length)`, or a list of rows of one length; for
+              heads also `(rows, sequences, length)`;
+            - a dict of such arrays: `"token_ids"` and the model's other inputs, as
+              `"padding_mask"`;
+            - batches of `kgpt.data`, which have a position and may be resumed;
+            - other batches `(x,)`, `(x, y)` or `(x, y, sample_weight)`: a `tf.data.Dataset`, of
+              strings too, a `keras.utils.PyDataset`, a torch `DataLoader`, a grain dataset or a
+              generator.
+        y: of arrays and texts: next tokens, int `(rows, length)`, for a language model, which
+            needs none; labels or targets `(rows,)` or `(rows, outputs)` for heads. None beside
+            batches, which have their own.
+        batch_size: int. Rows in a batch of arrays or texts; 32 if None.
+        epochs: int. The number of the last epoch; each is a pass over the data, or
+            `steps_per_epoch` batches.
+        verbose: "auto", 0, 1 or 2: as for Keras, nothing, a bar for each epoch, or a line.
+        callbacks: Keras callbacks, one or a list.
+        validation_split: float in [0, 1). The share of the last rows of arrays or texts that is
+            for validation, taken before anything is shuffled.
+        validation_data: data to evaluate after each epoch: `x`, `(x, y)` or
+            `(x, y, sample_weight)`. Batches of `kgpt.data` are read from their beginning and leave
+            no trace, so that they may be the training data themselves.
+        shuffle: bool. Whether rows of arrays and texts, and the batches of a `PyDataset`, have a
+            new order in each epoch; None is True for these.
+        class_weight: dict from the number or the name of a class to its weight, for heads with
+            classes; with every source, and beside `sample_weight` as a factor.
+        sample_weight: numbers of at least 0, `(rows,)`; for a language model also
+            `(rows, length)`.
+        validation_steps: int. Batches in a validation; all if None.
+        validation_batch_size: int. `batch_size` if None.
+        **kwargs: `initial_epoch`, `steps_per_epoch` and `validation_freq`, as for Keras.
+
+    Returns:
+        `keras.callbacks.History`: its `history` has a list for each name in `metrics_names`, and
+        for `val_` before it, with a float for each epoch. Losses are in nats, or squared units of
+        the targets.
+
+    Raises:
+        ValueError: for data that the model can't learn from (ids outside the vocabulary, rows that
+            are too long, labels that are no classes), texts without a tokenizer, and arguments
+            out of range or without effect.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
+        RuntimeError: if another thread is in a `fit` of a model over the same backbone.
+
+    Example:
+        lm.fit(["Hello world", "def main("], epochs=2)
+        history = lm.fit(train, validation_data=valid).history
+
+        classifier = kgpt.TextClassifier(lm.backbone, num_classes=2, tokenizer=tokenizer)
+        classifier.fit(texts, labels, class_weight={0: 3.0, 1: 1.0})
     """
     compile_if_needed(self)
     has_order, split = kind_of(x) not in (None, "a PyDataset"), validation_split or None
@@ -78,24 +123,26 @@ def fit(
     refuse_beside_batches(x, **given, validation_split=split, shuffle=None if acts else shuffle)
     options = dict(validation_steps=validation_steps, validation_batch_size=validation_batch_size)
     check_validation(validation_data, split, **options, **kwargs)
-    x, y, sample_weight = _with_arrays(x, y, sample_weight)
+    x, y, sample_weight = with_arrays(x, y, sample_weight)
     if split:
         split_data = split_texts if is_text(x) else train_validation_split
         (x, y, sample_weight), validation_data = split_data((x, y, sample_weight), split)
     shuffle = not has_order and shuffle is not False
-    x, y, sample_weight = _without_texts(
+    x, y, sample_weight = without_texts(
         self, x, y, sample_weight, batch_size, seed=0 if shuffle else None, learns=True
     )
     callbacks = _prepare_fit(self, class_weight, callbacks)
-    callbacks = _in_order(with_progress_bar(callbacks, verbose, _tokens_per_step(x, batch_size)))
+    callbacks = _in_order(with_progress_bar(callbacks, verbose, tokens_per_step(x, batch_size)))
     settings = {"batch_size": batch_size, "epochs": epochs, "shuffle": shuffle, **kwargs}
     settings["class_weight"] = class_weight
     running = RunningFit((x, y, sample_weight), callbacks, settings)
-    training, validation = _source(self, x, y, sample_weight, shuffle), None
+    training, validation = source_of(self, x, y, sample_weight, shuffle), None
     if validation_data is not None:
-        validation = _validation(self, validation_data, batch_size, **options)
+        validation = validation_source(self, validation_data, batch_size, **options)
         options["validation_data"] = validation.data
-    data = _batches(self, training.data, batch_size, kwargs.get("steps_per_epoch"), shuffle)
+    data = batches_by_update(
+        self, training.data, batch_size, kwargs.get("steps_per_epoch"), shuffle
+    )
     with errors_of(training, validation), data as (x, y, sample_weight), running.around(self):
         options.update(shuffle=shuffle, sample_weight=sample_weight)
         return keras.Model.fit(
@@ -152,16 +199,41 @@ def evaluate(
 ):
     """Evaluates as `keras.Model.evaluate` does; batches of `kgpt.data` from their beginning.
 
-    Texts go straight in, as in `fit`.
+    A model that is not compiled is compiled by `compile()`.
+
+    Args:
+        self: the model.
+        x: as for `fit`.
+        y: as for `fit`.
+        batch_size: as for `fit`.
+        verbose: as for `fit`.
+        sample_weight: as for `fit`.
+        steps: int. Batches to evaluate; all if None.
+        callbacks: as for `fit`.
+        return_dict: bool. Whether to return a dict by name in place of a list.
+        _use_cached_eval_dataset: Keras's own, for the validation of a fit.
+
+    Returns:
+        list of floats, what `metrics_names` names, as means over all that counts; with
+        `return_dict` a dict of them.
+
+    Raises:
+        ValueError: for data that the model can't be run on, texts without a tokenizer, and
+            arguments out of range or without effect.
+        RuntimeError: if another thread is in a `fit` of a model over the same backbone.
+
+    Example:
+        lm.evaluate(valid, return_dict=True)["perplexity"]
+        lm.evaluate(["Hello world", "def main("])
     """
     compile_if_needed(self)
     source = None
     if not _use_cached_eval_dataset:  # as in the validation of a fit
         given = {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}
         refuse_beside_batches(x, **given)
-        x, y, sample_weight = _with_arrays(x, y, sample_weight)
-        x, y, sample_weight = _without_texts(self, x, y, sample_weight, batch_size)
-        source = _source(self, _from_beginning(x, steps), y, sample_weight)
+        x, y, sample_weight = with_arrays(x, y, sample_weight)
+        x, y, sample_weight = without_texts(self, x, y, sample_weight, batch_size)
+        source = source_of(self, from_beginning(x, steps), y, sample_weight)
         x, y, sample_weight = filled(*source.data, batch_size, steps)
     options = {"return_dict": return_dict, "_use_cached_eval_dataset": _use_cached_eval_dataset}
     callbacks = with_progress_bar(callbacks, verbose)
@@ -176,14 +248,34 @@ def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, call
     """Predicts as `keras.Model.predict` does; batches of `kgpt.data` from their beginning.
 
     The outputs of task batches are in the order of the texts; with `steps`, those of the first
-    `steps * batch_size` texts. Texts go straight in, as in `fit`.
+    `steps * batch_size` texts.
+
+    Args:
+        self: the model.
+        x: as for `fit`.
+        batch_size: as for `fit`.
+        verbose: as for `fit`.
+        steps: int. Batches to run; all if None.
+        callbacks: as for `fit`.
+
+    Returns:
+        numpy array of the outputs of all rows: what the model's docstring says under "Returns".
+
+    Raises:
+        ValueError: for data that the model can't be run on, texts without a tokenizer, a
+            `batch_size` beside batches, and a language model's batches of several lengths.
+        RuntimeError: if another thread is in a `fit` of a model over the same backbone.
+
+    Example:
+        classifier = kgpt.TextClassifier(lm.backbone, num_classes=2, tokenizer=tokenizer)
+        logits = classifier.predict(["a fine film", "a dull one"])
     """
     refuse_beside_batches(x, batch_size=batch_size)
-    x, _, _ = _with_arrays(x)
-    x, _, _ = _without_texts(self, x, None, None, batch_size)
-    x = _from_beginning(x, steps)
+    x, _, _ = with_arrays(x)
+    x, _, _ = without_texts(self, x, None, None, batch_size)
+    x = from_beginning(x, steps)
     self.check_data(x)
-    _check_one_length(x)
+    check_one_length(x)
     source = CheckedSource(
         x, None, None, lambda x, *_: self.check_data(x), self.backbone.vocabulary_size
     )
@@ -196,39 +288,6 @@ def predict(self, x, batch_size=None, verbose: object = "auto", steps=None, call
     if isinstance(x, ResumableBatches):
         return keras.tree.map_structure(x.original_order, outputs)
     return outputs
-
-
-@checked
-def train_on_batch(
-    self, x, y=None, sample_weight=None, class_weight=None, return_dict: bool = False
-):
-    """Trains as `keras.Model.train_on_batch` does, with `class_weight` as in `fit`."""
-    compile_if_needed(self)
-    x, y, sample_weight = _with_arrays(x, y, sample_weight)
-    self.check_data(x, y, sample_weight)
-    check_something_counts(x, sample_weight)
-    match_optimizer(self)
-    _set_class_weight(self, class_weight)
-    batch = fill_batch((x, y, sample_weight))
-    return keras.Model.train_on_batch(self, *batch, return_dict=return_dict)
-
-
-@checked
-def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False):  # noqa: PT028
-    """Evaluates as `keras.Model.test_on_batch` does."""
-    compile_if_needed(self)
-    x, y, sample_weight = _with_arrays(x, y, sample_weight)
-    self.check_data(x, y, sample_weight)
-    batch = fill_batch((x, y, sample_weight))
-    return keras.Model.test_on_batch(self, *batch, return_dict=return_dict)
-
-
-@checked
-def predict_on_batch(self, x):
-    """Predicts as `keras.Model.predict_on_batch` does."""
-    x, _, _ = _with_arrays(x)
-    self.check_data(x)
-    return keras.Model.predict_on_batch(self, x)
 
 
 def symbolic_build(self, iterator=None, data_batch=None):
@@ -259,100 +318,10 @@ def _take_down(task, iterator):
         task.running_fit.epoch_iterator = iterator
 
 
-def _check_one_length(x):
-    """Raises ValueError for batches whose outputs, of each position, fit in no one array."""
-    if isinstance(x, TaskBatches) and x.has_next_tokens and not x.has_one_length:
-        raise ValueError(
-            "predict returns the logits of all positions, in rows of one length. Received: "
-            f"batches of several lengths, {x!r:.80}. Try lm.score(texts) or lm.embed(texts), or "
-            "predict_on_batch for each of the batches."
-        )
-
-
-def _validation(task, data, batch_size, validation_steps, validation_batch_size):
-    x, y, sample_weight = unpack(data)
-    given = {"y": y, "sample_weight": sample_weight}
-    refuse_beside_batches(x, **given, validation_batch_size=validation_batch_size)
-    size = validation_batch_size or batch_size
-    x, y, sample_weight = _with_arrays(x, y, sample_weight)
-    x, y, sample_weight = _without_texts(task, x, y, sample_weight, size)
-    source = _source(task, _from_beginning(x, validation_steps), y, sample_weight)
-    source.data = filled(*source.data, size, validation_steps)
-    return source
-
-
-def _with_arrays(x, y=None, sample_weight=None):
-    """Returns lists of numbers as arrays; texts and their labels, and batches, as they are."""
-    if is_text(x):
-        return x, without_tensors(y), sample_weight
-    if kind_of(x) is not None:
-        return x, y, sample_weight
-    columns = tuple(map(as_arrays, ("x", "y", "sample_weight"), (x, y, sample_weight)))
-    columns = without_uint64(columns)
-    check_rows(*columns)
-    return columns
-
-
-def _without_texts(task, x, y, sample_weight, batch_size, seed=None, learns=False):
-    """Returns data of texts as batches of token ids, and other data as they are."""
-    if learns:
-        task.look_at(x, y)
-        task.learn_from(x, y)
-    if not is_text(x):
-        return x, y, sample_weight
-    return batches_of(task, x, y, sample_weight, batch_size, seed), None, None
-
-
-def _source(task, x, y, sample_weight, shuffle=False):
-    task.check_data(x, y, sample_weight)
-    if kind_of(x) is None:
-        check_something_counts(x, sample_weight)
-        task.check_set(x, y)
-        if y is None and sample_weight is not None:
-            y = task.known_targets(x)
-    vocabulary_size = task.backbone.vocabulary_size
-    return CheckedSource(x, y, sample_weight, task.check_data, vocabulary_size, shuffle)
-
-
-@contextlib.contextmanager
-def _batches(task, data, *batching):
-    """Gives the data of a fit as Keras takes them, by updates and by devices."""
-    with by_update(data, _updates(task), *batching) as data:
-        yield filled(*data, *batching)
-
-
-def _tokens_per_step(x, batch_size):
-    """Returns how many tokens each step trains on; None where steps differ or have padding."""
-    if isinstance(x, ResumableBatches):
-        return x.tokens_per_batch
-    if isinstance(x, dict) and set(x) <= {"token_ids", "segment_ids"}:
-        x = x.get("token_ids")
-    if not isinstance(x, np.ndarray) or x.ndim != 2:
-        return None
-    return min(len(x), batch_size or 32) * x.shape[1]  # 32 is Keras's
-
-
-def _updates(task):
-    """Returns how batches are grouped into updates; None if each of them is one."""
-    optimizer = getattr(task.optimizer, "inner_optimizer", task.optimizer)
-    # `iterations` counts updates; batches are counted by its private form alone.
-    size = getattr(optimizer, "gradient_accumulation_steps", None) or 1
-    if size == 1 or not task._uses_own_loss:
-        return None
-    return Updates(size, lambda: int(optimizer._iterations) % size, task.count)
-
-
-def _set_class_weight(task, class_weight):
-    table = None if class_weight is None else task.read_class_weight(class_weight).tolist()
-    if table != task._class_weight:
-        task.train_function = None  # it is part of the compiled step
-    task._class_weight = table
-
-
 def _prepare_fit(task, class_weight, callbacks):
     """Returns the callbacks of a fit, after what it needs of the model."""
     check_devices()
-    _set_class_weight(task, class_weight)
+    set_class_weight(task, class_weight)
     revive_lora(task.backbone)
     match_optimizer(task)
     callbacks = _as_list(callbacks)
@@ -382,11 +351,6 @@ def _in_order(callbacks):
     schedule = [callback for callback in callbacks if isinstance(callback, ScheduleOverFit)]
     others = [callback for callback in callbacks if callback not in last + schedule]
     return [*others, *last, *schedule]
-
-
-def _from_beginning(data, steps):
-    """Returns data for evaluation: what is read from it moves no position."""
-    return data.from_beginning(steps) if isinstance(data, ResumableBatches) else data
 
 
 def _as_list(callbacks):

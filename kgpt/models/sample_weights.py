@@ -161,6 +161,14 @@ def check_class_weight(table, num_classes: int | None):
         )
 
 
+def set_class_weight(task, class_weight):
+    """Sets the weights of classes that the next steps train with; None for none."""
+    table = None if class_weight is None else task.read_class_weight(class_weight).tolist()
+    if table != task._class_weight:
+        task.train_function = None  # it is part of the compiled step
+    task._class_weight = table
+
+
 def masked(outputs, mask):
     """Returns outputs of which losses and metrics of Keras count what a mask says."""
     if mask is not None:

@@ -8,16 +8,14 @@ import keras
 from keras import ops
 
 from kgpt import recipes
-from kgpt.arguments import checked
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.filling import counting, num_rows, take_filling
 from kgpt.data.updates import take_share
 from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
-from kgpt.models import checks, fitting, step_functions
+from kgpt.models import checks, compiling, fitting, on_batch, step_functions
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
-from kgpt.models.fit_arguments import COMPILE
 from kgpt.models.inputs import refuse_texts
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
@@ -54,8 +52,21 @@ class Task(WholeModel, keras.Model):
         states_and_outputs(inputs, training): returns the hidden states and the outputs; the outputs
             may be None if neither the own loss nor the compiled metrics use them.
         standardize_inputs(inputs): returns inputs in the form that the functional graph has.
-        default_optimizer(): returns what `compile()` takes, and default_schedule(steps, start): its
-            schedule over a fit.
+        count(x, y, sample_weight): returns what the own loss of a batch is a mean over, a number
+            of tokens or rows. An optimizer with `gradient_accumulation_steps` asks for it.
+
+    A subclass may define, too, what is here for models without classes and texts:
+        default_optimizer(): returns what `compile()` takes.
+        default_schedule(steps, start): returns its learning rate over a fit.
+        check_data(x, y, sample_weight): raises ValueError for what the model can't be run on.
+        check_set(x, y): raises ValueError for arrays of a whole set in which nothing counts.
+        text_batches(rows, y, **options): returns batches of texts that go straight into `fit`.
+        look_at(x, y): warns of data of a fit from which nothing can be learned.
+        learn_from(x, y): learns from the first `fit` what the model is to know, as class names.
+        known_targets(x): returns the targets that arrays of inputs have in them.
+        read_class_weight(class_weight): returns the weight of each class as an array.
+        weigh(x, y, sample_weight, class_weight): returns targets and weights that count.
+        counted(x, y, sample_weight, is_real): returns them for the losses and metrics of Keras.
 
     Args:
         backbone: the `GPTBackbone` underneath.
@@ -123,34 +134,6 @@ class Task(WholeModel, keras.Model):
             return self.states_and_outputs(inputs, training=training)
         return super().call(inputs, training=training, mask=mask)
 
-    @checked(passes_on=keras.Model.compile, **COMPILE)
-    def compile(self, optimizer: object = "default", loss=None, **kwargs):
-        """Configures training as `keras.Model.compile` does, with GPT's defaults.
-
-        Args:
-            optimizer: any Keras optimizer. "default" is `kgpt.recipes.pretraining_optimizer` for a
-                language model and `finetuning_optimizer` for the other heads, with the schedule
-                laid over the whole of each call to `fit`.
-            loss: any Keras loss on the outputs; None is the model's own.
-            **kwargs: as for `keras.Model.compile`. Metrics see the model's outputs: a language
-                model compiled with metrics computes all logits in each step.
-        """
-        self._optimizer_is_default = isinstance(optimizer, str) and optimizer == "default"
-        if self._optimizer_is_default:
-            optimizer = self.default_optimizer()
-        checks.check_compiled(optimizer, loss, kwargs.get("loss_weights"))
-        if self.outputs_are_logits:
-            checks.warn_of_probabilities(
-                loss, kwargs.get("metrics"), kwargs.get("weighted_metrics")
-            )
-        self._refuse_several_workers()
-        self._uses_own_loss = loss is None
-        self._compile_loss = self._compile_metrics = None  # of an earlier compile
-        super().compile(optimizer=optimizer, loss=loss, **kwargs)
-        # What Keras leaves out of what it compiles with anew, from a file and after enable_lora.
-        scales_loss = kwargs.get("auto_scale_loss", True)
-        self._compile_config.config["auto_scale_loss"] = scales_loss
-
     def default_optimizer(self):
         """Returns the optimizer that `compile()` takes."""
         return recipes.pretraining_optimizer(UNKNOWN_STEPS)
@@ -159,22 +142,15 @@ class Task(WholeModel, keras.Model):
         """Returns the default optimizer's learning rate over a fit."""
         return recipes.WarmupCosine(recipes.PRETRAINING_RATE, steps, start=start)
 
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        if config and self._optimizer_is_default:
-            config["optimizer"] = "default"
-        return config
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
+    compile = compiling.compile
+    get_compile_config = compiling.get_compile_config
+    compile_from_config = compiling.compile_from_config
     fit = locked(fitting.fit, training=True)
     evaluate = locked(fitting.evaluate)
     predict = locked(fitting.predict)
-    train_on_batch = locked(fitting.train_on_batch)
-    test_on_batch = locked(fitting.test_on_batch)
-    predict_on_batch = locked(fitting.predict_on_batch)
+    train_on_batch = locked(on_batch.train_on_batch)
+    test_on_batch = locked(on_batch.test_on_batch)
+    predict_on_batch = locked(on_batch.predict_on_batch)
 
     # === Data ===
 
@@ -273,7 +249,13 @@ class Task(WholeModel, keras.Model):
             training: bool. Whether dropout is used.
 
         Returns:
-            A scalar.
+            A scalar, float32.
+
+        Raises:
+            ValueError: for texts, and for inputs, targets and weights of other shapes.
+
+        Example:
+            loss = lm.compute_loss(token_ids, training=False)
         """
         x, share = take_share(x)
         x, sample_weight, is_real = take_filling(x, sample_weight)
@@ -341,21 +323,18 @@ class Task(WholeModel, keras.Model):
 
     # === tf.distribute ===
 
-    def _refuse_several_workers(self):
-        name = type(getattr(self, "_distribute_strategy", None)).__name__
-        if name in ("MultiWorkerMirroredStrategy", "CollectiveAllReduceStrategy"):
-            raise ValueError(
-                "tf.distribute.MultiWorkerMirroredStrategy does not work with models of Keras 3: "
-                "its collective operations refuse Keras's variables. Received: a model made in "
-                "its scope. Try tf.distribute.MirroredStrategy on one machine, or the JAX backend "
-                "with keras.distribution on several."
-            )
-
     _symbolic_build = fitting.symbolic_build
     _maybe_symbolic_build = fitting.maybe_symbolic_build
 
     def regularization(self):
-        """Returns the sum of the losses that layers have added, or a replica's part of it."""
+        """Returns what layers add to the loss, as by Keras's regularizers.
+
+        Returns:
+            A scalar: the sum of it, or a replica's part of the sum.
+
+        Example:
+            loss = lm.compute_loss(token_ids) - lm.regularization()
+        """
         return sum((ops.sum(loss) for loss in self.losses), start=0.0) / num_replicas()
 
     # === Config ===
