@@ -59,9 +59,10 @@ class GPTBackbone(WholeModel, keras.Model):
         recompute: bool. In training each block keeps its input alone, and the backward pass runs
             the block again: room for larger batches and longer sequences, for about a fifth more
             arithmetic. The results are the same.
-        **kwargs: `name`, `trainable`, and `dtype`: a dtype policy such as `"mixed_bfloat16"`.
-            Pure `"bfloat16"` trains with `kgpt.recipes.AdamW`, the default; pure `"float16"` is for
-            inference. Under `"float64"` the loss is computed in float32.
+        dtype: a dtype policy such as `"mixed_bfloat16"`; Keras's if None. Pure `"bfloat16"` trains
+            with `kgpt.recipes.AdamW`, the default; pure `"float16"` is for inference. Under
+            `"float64"` the loss is computed in float32.
+        **kwargs: `name` and `trainable`.
 
     Call arguments:
         inputs: int tensor `(batch, length)` of token ids, or a dict with
@@ -164,6 +165,11 @@ class GPTBackbone(WholeModel, keras.Model):
 
         Returns:
             Hidden states `(batch, new, hidden_dim)`, and the cache with the new keys and values.
+
+        Example:
+            new = np.arange(token_ids.shape[1])
+            visible = (new <= new[:, None])[None]  # each position sees itself and the past
+            hidden_states, cache = backbone.call_with_cache(token_ids, None, 0, visible, new[None])
         """
         h = self.embedding(token_ids, position_ids=position_ids, training=False)
         cache = [None] * self.num_layers if cache is None else cache

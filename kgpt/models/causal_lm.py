@@ -36,6 +36,7 @@ class CausalLM(Task):
         sequence_length: optional int. Most tokens of a text that goes into `fit` and `evaluate`;
             the backbone's maximum if None.
         truncate: "end" or "start": what a longer text loses.
+        **kwargs: `name` and `trainable`.
 
     Call arguments:
         inputs: as for `GPTBackbone`: token ids `(batch, length)`, or a dict.
@@ -44,7 +45,8 @@ class CausalLM(Task):
         float tensor `(batch, length, vocabulary_size)`: logits.
 
     Raises:
-        ValueError: if the tokenizer has more tokens than the backbone.
+        ValueError: if the tokenizer has more tokens than the backbone, and for values out of range.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
 
     Example:
         lm = kgpt.CausalLM(backbone, tokenizer=tokenizer)
@@ -125,7 +127,25 @@ class CausalLM(Task):
     score, perplexity, embed = scoring.score, scoring.perplexity, scoring.embed
 
     def export_generation_step(self, filepath, format="onnx", verbose=True, **kwargs):
-        """Writes one cached step, as `kgpt.convert.export.export_generation_step` does."""
+        """Writes one cached step, as `kgpt.convert.export.export_generation_step` does.
+
+        Args:
+            filepath: where to write.
+            format: as for `export`.
+            verbose: bool. Whether to print where it was written.
+            **kwargs: what the format takes, as for `export`.
+
+        Raises:
+            ValueError: if the backend can't make the format, and for an unsuitable path.
+            ImportError: if the converter is not installed.
+            OSError: if there is no room or no permission.
+
+        Example:
+            import onnxruntime
+
+            lm.export_generation_step("step.onnx", format="onnx")
+            step = onnxruntime.InferenceSession("step.onnx")
+        """
         from kgpt.convert.export import export_generation_step
 
         export_generation_step(self, filepath, format, verbose=verbose, **kwargs)

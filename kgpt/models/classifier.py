@@ -219,6 +219,11 @@ class TextClassifier(Head):
         Raises:
             ValueError: without a tokenizer, for anything but a list of texts or pairs, and for a
                 threshold without effect.
+
+        Example:
+            names = {"class_names": ["dull", "fine"], "tokenizer": tokenizer}
+            classifier = kgpt.TextClassifier(lm.backbone, **names)
+            classifier.predict_text(["a fine film", "a dull one"])
         """
         if threshold is not None and (probabilities or not self.multi_label):
             raise ValueError(

@@ -29,15 +29,15 @@ class Head(Task):
     over sequences, computed in chunks. `fit` and `evaluate` report `loss`, its parts `task_loss`
     and `lm_loss`, and the head's metrics. `compile(loss=...)` is plain Keras and replaces all this.
 
-    To write your own head, subclass `Head`, define `task_loss`, and register the class with Keras::
+    To write your own head, subclass `Head`, define `task_loss`, and register the class with Keras.
 
-        @keras.saving.register_keras_serializable()
-        class RewardModel(kgpt.Head):
-            def __init__(self, backbone, **kwargs):
-                super().__init__(backbone, head=keras.layers.Dense(1), **kwargs)
+    A subclass defines:
+        task_loss(y, outputs): returns the loss of each example, float `(batch,)`; `y` is None where
+            the data has no labels or targets.
 
-            def task_loss(self, y, outputs):  # of the first text more than of the second
-                return keras.ops.softplus(outputs[:, 1, 0] - outputs[:, 0, 0])
+    A subclass may define, too:
+        check_targets(y): raises ValueError for labels or targets that the head can't learn.
+        check_task(batches): raises ValueError for batches of `kgpt.data` for other heads.
 
     Args:
         backbone: the `GPTBackbone` underneath, shared and not copied.
@@ -59,8 +59,22 @@ class Head(Task):
               sequence;
             - `"padding_mask"`: optional, bool or int of the same shape; True marks real tokens.
 
+    Returns:
+        What `head` returns.
+
     Raises:
         ValueError: for a negative weight, and if the tokenizer has more tokens than the backbone.
+
+    Example:
+        @keras.saving.register_keras_serializable()
+        class RewardModel(kgpt.Head):
+            def __init__(self, backbone, **kwargs):
+                super().__init__(backbone, head=keras.layers.Dense(1), **kwargs)
+
+            def task_loss(self, y, outputs):  # of the first text more than of the second
+                return keras.ops.softplus(outputs[:, 1, 0] - outputs[:, 0, 0])
+
+        rewards = RewardModel(lm.backbone)(np.ones((4, 2, 16), "int32"))  # (4, 2, 1)
     """
 
     @checked

@@ -83,6 +83,10 @@ def merge_lora(self):
 
     Raises:
         ValueError: without LoRA, and for quantized weights.
+
+    Example:
+        lm.enable_lora(8)
+        lm.merge_lora()
     """
     backbone = body_of(self)
     if backbone.lora_rank is None or quantization_config(backbone):

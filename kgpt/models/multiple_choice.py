@@ -38,6 +38,9 @@ class MultipleChoice(Head):
     Returns:
         float tensor `(batch, choices)`: logits.
 
+    Raises:
+        ValueError: for values out of range, and if the tokenizer has more tokens than the backbone.
+
     Example:
         model = kgpt.MultipleChoice(lm.backbone, tokenizer=tokenizer)
         model.compile(kgpt.recipes.finetuning_optimizer(steps=600))
@@ -131,6 +134,10 @@ class MultipleChoice(Head):
 
         Raises:
             ValueError: without a tokenizer, and as `kgpt.data.multiple_choice`.
+
+        Example:
+            model = kgpt.MultipleChoice(lm.backbone, tokenizer=tokenizer)
+            model.predict_text(["The sky is"], [["blue.", "loud."]], probabilities=True)
         """
         logits = self.predict(
             text_inputs.batches_of(self, (contexts, choices), batch_size=batch_size), verbose=0

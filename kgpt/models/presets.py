@@ -77,6 +77,9 @@ def from_preset(cls: type[Model], preset=None, load_weights: bool = True, **over
             `TextClassifier`, and of the backbone. Those that change a weight's shape need
             `load_weights=False`. `dropout` is the head's, where the model has a head with one.
 
+    Returns:
+        A model of the class.
+
     Raises:
         ValueError: for an unknown name, and for overrides that the weights do not allow.
         TypeError: for overrides that are no arguments, with the one that was probably meant.
@@ -125,6 +128,13 @@ def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = N
 
     Returns:
         The repository's address.
+
+    Raises:
+        ImportError: if huggingface_hub is not installed.
+        TypeError: for words that `kgpt.model_card` lacks, before anything is uploaded.
+
+    Example:
+        lm.push_to_hub("user/my-model", private=True, language="en")
     """
     from kgpt.convert import presets
 
@@ -132,7 +142,17 @@ def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = N
 
 
 def preset_names(cls) -> list[str]:
-    """Returns the names of the sizes that `from_preset` takes."""
+    """Returns the names of the sizes that `from_preset` takes.
+
+    Args:
+        cls: the class of the model.
+
+    Returns:
+        list of str.
+
+    Example:
+        kgpt.GPTBackbone.presets()
+    """
     return list(PRESETS)
 
 

@@ -136,6 +136,10 @@ class TextRegressor(Head):
 
         Raises:
             ValueError: without a tokenizer, and for anything but a list of texts or pairs.
+
+        Example:
+            regressor = kgpt.TextRegressor(lm.backbone, tokenizer=tokenizer)
+            regressor.predict_text([("a cat", "a kitten"), ("a dog", "a car")])
         """
         return self.predict(text_inputs.batches_of(self, texts, batch_size=batch_size), verbose=0)
 

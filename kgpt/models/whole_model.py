@@ -226,6 +226,9 @@ class WholeModel:
             filters: optional patterns of layers' names, or a function that chooses layers.
             **kwargs: as for `keras.Model.quantize`.
 
+        Raises:
+            ValueError: for modes and patterns that Keras refuses.
+
         Example:
             lm.quantize("int8")
         """
@@ -238,7 +241,25 @@ class WholeModel:
     def export(
         self, filepath, format: str = "tf_saved_model", verbose: bool = True, **kwargs
     ) -> None:
-        """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does."""
+        """Writes the forward pass for other runtimes, as `kgpt.convert.export.export` does.
+
+        Args:
+            filepath: where to write: a folder for TensorFlow, else a file.
+            format: `"tf_saved_model"`, `"onnx"` or `"litert"`.
+            verbose: bool. Whether to print where it was written.
+            **kwargs: `padding_mask`, and what the format takes, as for that function.
+
+        Raises:
+            ValueError: if the backend can't make the format, and for an unsuitable path.
+            ImportError: if the converter is not installed.
+            OSError: if there is no room or no permission.
+
+        Example:
+            import onnxruntime
+
+            backbone.export("body.onnx", format="onnx")
+            session = onnxruntime.InferenceSession("body.onnx")
+        """
         from kgpt.convert.export import export
 
         export(self, filepath, format, verbose=verbose, **kwargs)
