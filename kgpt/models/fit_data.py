@@ -68,7 +68,7 @@ def from_beginning(data, steps):
 
 
 @contextlib.contextmanager
-def batches_by_update(task, data, *batching):
+def in_updates(task, data, *batching):
     """Gives the data of a fit as Keras takes them, by updates and by devices."""
     with by_update(data, _updates(task), *batching) as data:
         yield filled(*data, *batching)

@@ -20,9 +20,9 @@ from kgpt.models.default_optimizer import (
 )
 from kgpt.models.fit_arguments import FIT, check_validation
 from kgpt.models.fit_data import (
-    batches_by_update,
     check_one_length,
     from_beginning,
+    in_updates,
     source_of,
     tokens_per_step,
     validation_source,
@@ -140,9 +140,7 @@ def fit(
     if validation_data is not None:
         validation = validation_source(self, validation_data, batch_size, **options)
         options["validation_data"] = validation.data
-    data = batches_by_update(
-        self, training.data, batch_size, kwargs.get("steps_per_epoch"), shuffle
-    )
+    data = in_updates(self, training.data, batch_size, kwargs.get("steps_per_epoch"), shuffle)
     with errors_of(training, validation), data as (x, y, sample_weight), running.around(self):
         options.update(shuffle=shuffle, sample_weight=sample_weight)
         return keras.Model.fit(
