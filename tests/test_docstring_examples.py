@@ -176,7 +176,7 @@ def stand_ins(tokenizer, tmp_path, monkeypatch):
         if "DeviceMesh(" in code:  # eight devices, which examples name and don't use
             devices = [f"cpu:{i}" for i in range(8)]
             monkeypatch.setattr(distribution_lib, "list_devices", lambda: devices)
-        if "kgpt.from_openai(" in code:
+        if "from_openai(" in code or "from_vocabulary(" in code:
             write_release(tmp_path / "finetune-transformer-lm" / "model")
 
     return make
@@ -215,6 +215,8 @@ def test_an_example_runs_as_it_is_typed(name, namespace, stand_ins):
         pytest.importorskip("sklearn", reason="the extra `scores`")
     if "read_texts" in code:
         pytest.importorskip("pyarrow", reason="the extra `tables`")
+    if "to_keras_hub" in code:
+        pytest.importorskip("keras_hub", reason="the example makes a layer of keras_hub")
     if 'format="onnx"' in code and keras.config.backend() == "jax":
         pytest.skip("the jax backend exports no ONNX")
     if 'format="litert"' in code and keras.config.backend() != "tensorflow":

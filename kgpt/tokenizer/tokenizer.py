@@ -1,7 +1,6 @@
 """The class: text <-> token ids."""
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 
 import keras
@@ -9,9 +8,7 @@ import keras
 from kgpt.arguments import checked
 from kgpt.files import written_whole
 from kgpt.reading import read_text
-from kgpt.tokenizer import styles
-from kgpt.tokenizer.checks import check_ids, check_texts, check_unicode
-from kgpt.tokenizer.gpt1_words import gpt1_words
+from kgpt.tokenizer import encoding, styles
 from kgpt.tokenizer.reading import read_tokenizer
 from kgpt.tokenizer.styles import END_OF_TEXT, TASK_TOKENS, style_of
 from kgpt.tokenizer.training import tokenizer_from_vocabulary, train_tokenizer
@@ -118,6 +115,9 @@ class Tokenizer:
                 token of the text.
             ImportError: if `exact=True` and ftfy or spaCy is not installed.
             FileNotFoundError: if a path does not exist.
+
+        Example:
+            kgpt.Tokenizer.train(["a fine film", "a dull one"], style="characters")
         """
         rust = train_tokenizer(
             files_or_texts, vocabulary_size, style, errors, special_tokens, exact, encoding
@@ -154,6 +154,11 @@ class Tokenizer:
         Raises:
             ValueError: if a file is malformed, or the files don't belong to one model.
             ImportError: if `exact=True` and ftfy or spaCy is not installed.
+
+        Example:
+            folder = Path("finetune-transformer-lm/model")
+            vocabulary = folder / "encoder_bpe_40000.json"
+            kgpt.Tokenizer.from_vocabulary(vocabulary, folder / "vocab_40000.bpe", style="gpt1")
         """
         rust = tokenizer_from_vocabulary(vocabulary, merges, style, special_tokens, exact)
         return cls(rust.to_str())
@@ -177,6 +182,10 @@ class Tokenizer:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged or contains another kind of tokenizer, and for what
                 would change ids in silence, such as dropout.
+
+        Example:
+            tokenizer.save("tokenizer.json")
+            kgpt.Tokenizer.from_file("tokenizer.json")
         """
         try:
             return cls(read_text(path))
@@ -195,6 +204,9 @@ class Tokenizer:
 
         Raises:
             OSError: if it can't be written; an existing file stays.
+
+        Example:
+            tokenizer.save("tokenizer.json")
         """
         with written_whole(path) as unfinished:
             unfinished.write_text(self._rust.to_str(), encoding="utf-8", newline="\n")
@@ -214,6 +226,9 @@ class Tokenizer:
 
         Raises:
             ValueError: if one of them is already an ordinary token.
+
+        Example:
+            tokenizer.with_special_tokens(["<|user|>", "<|assistant|>"])
         """
         from tokenizers import Tokenizer as RustTokenizer
 
@@ -225,111 +240,10 @@ class Tokenizer:
         copy.add_special_tokens(missing)
         return type(self)(copy.to_str())
 
-    @checked
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Turns a text into token ids.
-
-        Args:
-            text: str.
-            allow_special: bool. Whether special tokens written out in the text become their ids.
-                Only for text that you trust.
-
-        Returns:
-            list of int; nothing is added at either end.
-
-        Raises:
-            ValueError: if `text` is not a str or not valid Unicode.
-            ImportError: if the tokenizer has `exact=True` and ftfy or spaCy is not installed.
-        """
-        return self.encode_batch([text], allow_special)[0]
-
-    __call__ = encode
-
-    @checked
-    def encode_batch(self, texts: Iterable[str], allow_special: bool = False) -> list[list[int]]:
-        """Turns texts into token ids, on all cores.
-
-        Args:
-            texts: iterable of str.
-            allow_special: bool. Whether special tokens written out in a text become their ids.
-
-        Returns:
-            list of lists of int, one for each text.
-
-        Raises:
-            ValueError: if a text is not a str or not valid Unicode.
-            ImportError: if the tokenizer has `exact=True` and ftfy or spaCy is not installed.
-        """
-        texts = check_texts(texts)
-        if allow_special and self._special:
-            return self._encode_with_special(texts)
-        prepared = list(gpt1_words(texts)) if self.exact else texts
-        try:
-            encodings = self._rust.encode_batch_fast(prepared, add_special_tokens=False)
-        except TypeError:
-            check_unicode(texts)
-            raise
-        return [encoding.ids for encoding in encodings]
-
-    def _encode_with_special(self, texts: list[str]) -> list[list[int]]:
-        longest_first = sorted(self._special, key=len, reverse=True)
-        special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        split = [special.split(text) for text in texts]  # plain, special, plain, ... plain
-        plain = iter(self.encode_batch([part for parts in split for part in parts[::2]]))
-        return [
-            [
-                token_id
-                for place, part in enumerate(parts)
-                for token_id in ([self._special[part]] if place % 2 else next(plain))
-            ]
-            for parts in split
-        ]
-
-    @checked
-    def decode(self, ids, skip_special_tokens: bool = False) -> str:
-        """Turns token ids into text.
-
-        Bytes that are not UTF-8, such as a part of a character, become U+FFFD.
-
-        Args:
-            ids: list, numpy array or tensor of int, with one axis.
-            skip_special_tokens: bool. Whether to omit special tokens.
-
-        Returns:
-            str.
-
-        Raises:
-            ValueError: if an id is not an int in `[0, vocabulary_size)`.
-        """
-        return self._rust.decode(
-            check_ids(ids, self.vocabulary_size), skip_special_tokens=skip_special_tokens
-        )
-
-    @checked
-    def decode_batch(self, batch, skip_special_tokens: bool = False) -> list[str]:
-        """Turns rows of token ids into texts.
-
-        Args:
-            batch: list of lists, arrays or tensors of int, or one array or tensor with two axes.
-            skip_special_tokens: bool. Whether to omit special tokens.
-
-        Returns:
-            list of str, one for each row.
-
-        Raises:
-            ValueError: if an id is not an int in `[0, vocabulary_size)`.
-        """
-        rows = [check_ids(ids, self.vocabulary_size) for ids in batch]
-        return self._rust.decode_batch(rows, skip_special_tokens=skip_special_tokens)
-
-    @checked
-    def token_to_id(self, token: str) -> int | None:
-        """Returns the id of a token, written as in the vocabulary; None if there is none."""
-        return self._rust.token_to_id(token)
-
-    def id_to_token(self, token_id: int) -> str:
-        """Returns the token of an id as in the vocabulary (in GPT-2's, a space is `\u0120`)."""
-        return self._rust.id_to_token(check_ids([token_id], self.vocabulary_size)[0])
+    encode = __call__ = encoding.encode
+    encode_batch = encoding.encode_batch
+    decode, decode_batch = encoding.decode, encoding.decode_batch
+    token_to_id, id_to_token = encoding.token_to_id, encoding.id_to_token
 
     @property
     def special_tokens(self) -> list[str]:
@@ -365,6 +279,9 @@ class Tokenizer:
         Raises:
             ValueError: for styles other than `"gpt2"`, and split patterns other than GPT-2's.
             ImportError: if keras-hub is not installed.
+
+        Example:
+            tokenizer.to_keras_hub()(["Hello world"])
         """
         from kgpt.convert.keras_hub import tokenizer_to_keras_hub
 
