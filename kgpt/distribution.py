@@ -176,6 +176,9 @@ def pin(x, *axes):
             for all that lie between, and those at the end may be left out. A dimension that the
             devices don't divide stays whole, as does one of an axis that the mesh does not have.
 
+    Returns:
+        tensor of the same shape and values.
+
     Raises:
         ValueError: for axes of other names.
 

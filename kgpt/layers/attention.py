@@ -35,6 +35,7 @@ class CausalSelfAttention(FixedOnceBuilt, keras.layers.Layer):
         rotary_positions: bool. Positions rotate queries and keys (`kgpt.kernels.rotary`). Scores
             then depend on distances alone: a document in a packed window needs no positions of
             its own.
+        **kwargs: `name`, `dtype` and `trainable`, as for `keras.layers.Layer`.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
@@ -52,8 +53,13 @@ class CausalSelfAttention(FixedOnceBuilt, keras.layers.Layer):
         a float tensor `(batch, heads, query, key)`.
 
     Raises:
-        ValueError: if the width is not divisible by `num_heads`, and if `rotary_positions` meet an
-            odd width of a head.
+        ValueError: for values out of range, if the width is not divisible by `num_heads`, and if
+            `rotary_positions` meet an odd width of a head.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
+
+    Example:
+        attention = kgpt.layers.CausalSelfAttention(num_heads=2, dropout=0.1)
+        hidden_states = attention(np.ones((1, 5, 12), "float32"))
     """
 
     @checked(passes_on=keras.layers.Layer)
@@ -145,6 +151,13 @@ class CausalSelfAttention(FixedOnceBuilt, keras.layers.Layer):
 
         Returns:
             The output `(batch, new, hidden_dim)` and the cache with the new keys and values in it.
+
+        Example:
+            attention = kgpt.layers.CausalSelfAttention(num_heads=2)
+            attention.build((None, None, 12))
+            visible = np.tri(5, dtype=bool)[None]  # each position sees itself and the past
+            h = keras.ops.ones((1, 5, 12))
+            h, cache = attention.call_with_cache(h, None, 0, visible)
         """
         query, keys, values = (
             ops.transpose(x, (0, 2, 1, 3)) for x in self._project(hidden_states, position_ids)

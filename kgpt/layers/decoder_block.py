@@ -41,6 +41,7 @@ class DecoderBlock(FixedOnceBuilt, keras.layers.Layer):
             None. On a GPU the JAX backend has a fused kernel for 0 only.
         recompute: bool. In training only the block's input is kept for the backward pass, which
             runs the block again: less memory, more time, and the same results.
+        **kwargs: `name`, `dtype` and `trainable`, as for `keras.layers.Layer`.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
@@ -53,8 +54,13 @@ class DecoderBlock(FixedOnceBuilt, keras.layers.Layer):
         float tensor `(batch, length, hidden_dim)`.
 
     Raises:
-        ValueError: if the width is not divisible by `num_heads`, and if `rotary_positions` meet an
-            odd width of a head.
+        ValueError: for values out of range, if the width is not divisible by `num_heads`, and if
+            `rotary_positions` meet an odd width of a head.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
+
+    Example:
+        block = kgpt.layers.DecoderBlock(num_heads=2, intermediate_dim=48)
+        hidden_states = block(np.ones((1, 5, 12), "float32"))
     """
 
     @checked(passes_on=keras.layers.Layer)
@@ -116,7 +122,25 @@ class DecoderBlock(FixedOnceBuilt, keras.layers.Layer):
         return self._join(hidden_states, attention, training)
 
     def call_with_cache(self, hidden_states, cache, cache_index, visible, position_ids=None):
-        """Runs the block for new positions, as `CausalSelfAttention.call_with_cache`."""
+        """Runs the block for new positions, as `CausalSelfAttention.call_with_cache`.
+
+        Args:
+            hidden_states: float tensor `(batch, new, hidden_dim)`: the new positions.
+            cache: pair of float tensors `(batch, heads, slots, head_dim)`, or None.
+            cache_index: as for `CausalSelfAttention.call_with_cache`.
+            visible: likewise.
+            position_ids: likewise.
+
+        Returns:
+            The output `(batch, new, hidden_dim)` and the cache with the new keys and values in it.
+
+        Example:
+            block = kgpt.layers.DecoderBlock(num_heads=2, intermediate_dim=48)
+            block.build((None, None, 12))
+            visible = np.tri(5, dtype=bool)[None]  # each position sees itself and the past
+            h = keras.ops.ones((1, 5, 12))
+            h, cache = block.call_with_cache(h, None, 0, visible)
+        """
 
         def attention(x):
             nonlocal cache

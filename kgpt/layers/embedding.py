@@ -26,6 +26,7 @@ class TokenAndPositionEmbedding(FixedOnceBuilt, keras.layers.Layer):
         position_initializer: initializer of the position matrix; N(0, 0.02) if None.
         learned_positions: bool. False leaves the position vectors out, for blocks that get to know
             positions in another way.
+        **kwargs: `name`, `dtype` and `trainable`, as for `keras.layers.Layer`.
 
     Call arguments:
         inputs: int tensor `(batch, length)` of token ids in `[0, vocabulary_size)`; with `reverse`,
@@ -42,7 +43,13 @@ class TokenAndPositionEmbedding(FixedOnceBuilt, keras.layers.Layer):
         `(batch, length, vocabulary_size)`.
 
     Raises:
-        ValueError: if a sequence is longer than `max_sequence_length`.
+        ValueError: for values out of range, and if a sequence is longer than `max_sequence_length`.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
+
+    Example:
+        embedding = kgpt.layers.TokenAndPositionEmbedding(300, 256, hidden_dim=12)
+        hidden_states = embedding(token_ids)
+        logits = embedding(hidden_states, reverse=True)
     """
 
     @checked(passes_on=keras.layers.Layer)
@@ -107,7 +114,17 @@ class TokenAndPositionEmbedding(FixedOnceBuilt, keras.layers.Layer):
         return self.dropout_layer(pin(h, "batch"), training=training)
 
     def check_length(self, length: int | None):
-        """Raises ValueError for a length that there are no positions for."""
+        """Refuses a length that there are no positions for.
+
+        Args:
+            length: int, or None if it is not known, which passes.
+
+        Raises:
+            ValueError: if it is above `max_sequence_length`.
+
+        Example:
+            backbone.embedding.check_length(token_ids.shape[1])
+        """
         if isinstance(length, int) and length > self.max_sequence_length:
             raise ValueError(
                 "A sequence must not be longer than max_sequence_length. "

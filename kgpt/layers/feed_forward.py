@@ -36,12 +36,21 @@ class FeedForward(FixedOnceBuilt, keras.layers.Layer):
             `"relu_squared"`.
         kernel_initializer: initializer of the first map; N(0, 0.02) if None.
         output_initializer: initializer of the second map; `kernel_initializer` if None.
+        **kwargs: `name`, `dtype` and `trainable`, as for `keras.layers.Layer`.
 
     Call arguments:
         hidden_states: float tensor `(batch, length, hidden_dim)`.
 
     Returns:
         float tensor `(batch, length, hidden_dim)`.
+
+    Raises:
+        ValueError: for a width below 1, and an activation that is neither a function nor known.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
+
+    Example:
+        feed_forward = kgpt.layers.FeedForward(48, activation="relu_squared")
+        hidden_states = feed_forward(np.ones((1, 5, 12), "float32"))
     """
 
     @checked(passes_on=keras.layers.Layer)
