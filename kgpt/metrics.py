@@ -20,7 +20,17 @@ __all__ = [
 
 @keras.saving.register_keras_serializable(package="kgpt")
 class Perplexity(keras.metrics.Mean):
-    """`exp` of the mean loss per token, over all tokens since the last reset."""
+    """`exp` of the mean loss per token, over all tokens since the last reset.
+
+    Args:
+        name: str.
+        dtype: as for other metrics of Keras.
+
+    Example:
+        perplexity = kgpt.metrics.Perplexity(name="perplexity")
+        perplexity.update_state([2.3, 1.9], sample_weight=[100, 250])  # nats, and numbers of tokens
+        float(perplexity.result())
+    """
 
     _direction = "down"  # which Keras's callbacks ask for
 
@@ -39,6 +49,14 @@ class MultiLabelF1(keras.metrics.F1Score):
         threshold: float in (0, 1). The probability above which a class is an answer.
         name: str.
         dtype: as for other metrics of Keras.
+
+    Raises:
+        ValueError: for fewer classes than one, another average, and a threshold out of range.
+
+    Example:
+        f1 = kgpt.metrics.MultiLabelF1(num_classes=2, average="micro")
+        f1.update_state([[1, 0], [1, 1]], [[2.0, -1.0], [0.5, -0.2]])
+        float(f1.result())
     """
 
     @checked(num_classes=integer(1))
@@ -77,6 +95,10 @@ def classification_scores(labels, logits, sample_weight=None) -> dict[str, float
     Raises:
         ValueError: for shapes that do not fit each other, labels that are no classes, and logits
             that are not finite.
+        ImportError: if scikit-learn is not installed.
+
+    Example:
+        kgpt.metrics.classification_scores([0, 1], [[2.0, -1.0], [0.5, -0.2]])
     """
     from sklearn import metrics
 
@@ -123,6 +145,7 @@ def multi_label_scores(
     Raises:
         ValueError: for shapes that do not fit each other, labels without a 1, and logits that are
             not finite.
+        ImportError: if scikit-learn is not installed.
 
     Example:
         kgpt.metrics.multi_label_scores([[1, 0], [1, 1]], [[2.0, -1.0], [0.5, -0.2]])
@@ -161,6 +184,10 @@ def regression_scores(targets, outputs) -> dict[str, float]:
     Raises:
         ValueError: for shapes that do not fit each other, fewer than two examples, and numbers that
             are not finite.
+        ImportError: if scipy is not installed.
+
+    Example:
+        kgpt.metrics.regression_scores([4.2, 0.3, 2.5], [[3.9], [1.1], [2.0]])
     """
     from scipy import stats
 

@@ -15,10 +15,7 @@ class Scores(keras.callbacks.Callback):
     `val_accuracy`, `val_f1` and `val_matthews` for classes; `val_f1`, `val_micro_f1` and
     `val_mean_average_precision` where several classes may be right; `val_pearson` and
     `val_spearman` for numbers, as in `kgpt.metrics`. Examples count by their `sample_weight`. The
-    other callbacks of the fit see the scores, wherever they stand in the list::
-
-        best = keras.callbacks.EarlyStopping("val_matthews", mode="max", restore_best_weights=True)
-        model.fit(train, epochs=3, callbacks=[kgpt.callbacks.Scores(validation), best])
+    other callbacks of the fit see the scores, wherever they stand in the list.
 
     Args:
         data: labelled batches from one of `kgpt.data`'s tasks.
@@ -28,6 +25,12 @@ class Scores(keras.callbacks.Callback):
         ValueError: for data without labels, and for weighted numbers: correlations have no weights;
             when training begins, for data that the model can't be evaluated on.
         ImportError: if scikit-learn (for classes) or scipy (for numbers) is not installed.
+
+    Example:
+        scores = kgpt.callbacks.Scores(kgpt.data.classification(texts, labels, tokenizer))
+        best = keras.callbacks.EarlyStopping("val_matthews", mode="max", restore_best_weights=True)
+        classifier = kgpt.TextClassifier(lm.backbone, num_classes=2, tokenizer=tokenizer)
+        classifier.fit(texts, labels, epochs=2, callbacks=[scores, best])
     """
 
     comes_first = True  # among callbacks
