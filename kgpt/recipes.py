@@ -1,12 +1,10 @@
 """The papers' optimizers and schedules, made of Keras's own, and the fastest settings."""
 
-import re
-
 import keras
 from keras import ops
 
-from kgpt.arguments import checked, learning_rate_or_schedule, number
-from kgpt.kernels.platform import wide
+from kgpt.adamw import AdamW
+from kgpt.arguments import checked, number
 from kgpt.muon import Muon
 from kgpt.settings import Settings, fastest_settings
 
@@ -26,116 +24,7 @@ FINETUNING_RATE = 6.25e-5  # the peak (GPT-1, section 4.1)
 FAST_RATE = 1e-2  # the peak, for small models
 _FINETUNING_WARMUP = 0.002  # as a share of all updates
 
-_BLOCK = re.compile(r"(?:^|/)decoder_block_(\d+)/")
-_EMBEDDING = re.compile(r"(?:^|/)(?:token|position)_embedding/")
 _OUTSIDE_OF_BLOCKS = r"^(?!.*decoder_block)"
-
-
-@keras.saving.register_keras_serializable(package="kgpt")
-class AdamW(keras.optimizers.AdamW):
-    """Keras's AdamW, with weight decay on matrices only, and two options for fine-tuning.
-
-    Biases and the gains of layer norms, which are vectors, do not decay (GPT-1, section 4.1).
-    Unlike `exclude_from_weight_decay`, which excludes more, the rule survives saving and loading.
-
-    Args:
-        learning_rate: as for `keras.optimizers.AdamW`.
-        *args: likewise.
-        **kwargs: likewise.
-        layer_decay: float in (0, 1]. The rate and the decay of each decoder block are this times
-            those of the block above it. The topmost block has it once, the embedding once more
-            than the first block, and what is above the blocks has the full rate (Howard and Ruder
-            2018, section 3.2; Clark et al. 2020, appendix B).
-        exact: bool. Whether the decay is multiplied by Adam's bias correction as well, as in
-            GPT-1's released code. In the first 100 to 200 updates it is then 3 to 6 times smaller.
-    """
-
-    @checked(passes_on=keras.optimizers.AdamW, learning_rate=learning_rate_or_schedule)
-    def __init__(
-        self,
-        learning_rate: object = 0.001,
-        *args,
-        layer_decay: float = 1.0,
-        exact: bool = False,
-        **kwargs,
-    ):
-        super().__init__(learning_rate, *args, **kwargs)
-        self.layer_decay = layer_decay
-        self.exact = exact
-
-    def build(self, variables):
-        self._shares = _shares_by_depth([v.path for v in variables], self.layer_decay)
-        super().build(variables)
-
-    def add_variable(self, *args, dtype=None, name=None, **kwargs):
-        if (name or "").endswith(("momentum", "velocity", "velocity_hat")):
-            dtype = wide(dtype)
-        return super().add_variable(*args, dtype=dtype, name=name, **kwargs)
-
-    def update_step(self, gradient, variable, learning_rate):
-        learning_rate = learning_rate * self._share(variable)
-        super().update_step(gradient, _InFloat32.where_narrow(variable), learning_rate)
-
-    def _var_key(self, variable):
-        return super()._var_key(getattr(variable, "narrow", variable))
-
-    def _use_weight_decay(self, variable):
-        return len(variable.shape) > 1 and super()._use_weight_decay(variable)
-
-    def _share(self, variable):
-        """Returns the share of the learning rate that a variable has."""
-        return self._shares[self._get_variable_index(variable)]
-
-    def _apply_weight_decay(self, variables):
-        if self.weight_decay is None:
-            return
-        weight_decay, correction = self.weight_decay, 1.0
-        if self.exact:
-            step = ops.cast(self.iterations + 1, "float32")
-            correction = ops.sqrt(1 - self.beta_2**step) / (1 - self.beta_1**step)
-        by_share = {}
-        for variable in filter(self._use_weight_decay, variables):
-            by_share.setdefault(self._share(variable), []).append(variable)
-        try:
-            for share, group in by_share.items():
-                self.weight_decay = weight_decay * share * correction
-                super()._apply_weight_decay(group)
-        finally:
-            self.weight_decay = weight_decay
-
-    def get_config(self):
-        return {**super().get_config(), "layer_decay": self.layer_decay, "exact": self.exact}
-
-
-class _InFloat32:
-    """A variable of 16 bits as an optimizer sees it that computes in float32.
-
-    In bfloat16 Adam's `beta_2` of 0.999 is 1: its bias correction would make each update 0.
-    """
-
-    def __init__(self, narrow):
-        self.narrow, self.dtype = narrow, "float32"
-
-    @classmethod
-    def where_narrow(cls, variable):
-        return cls(variable) if variable.dtype in ("bfloat16", "float16") else variable
-
-    def __getattr__(self, name):
-        return getattr(self.narrow, name)
-
-    def assign_sub(self, value):
-        new = ops.cast(self.narrow, "float32") - value
-        self.narrow.assign(ops.cast(new, self.narrow.dtype))  # rounded once
-
-
-def _shares_by_depth(paths: list[str], layer_decay: float) -> list[float]:
-    blocks = [_BLOCK.search(path) for path in paths]
-    num_blocks = 1 + max((int(found[1]) for found in blocks if found), default=-1)
-    depths = [
-        num_blocks - int(block[1]) if block else (num_blocks + 1) * bool(_EMBEDDING.search(path))
-        for path, block in zip(paths, blocks, strict=True)
-    ]
-    return [layer_decay**depth for depth in depths]
 
 
 @keras.saving.register_keras_serializable(package="kgpt")
@@ -152,6 +41,10 @@ class WarmupCosine(keras.optimizers.schedules.CosineDecay):
 
     Raises:
         ValueError: for arguments out of range, and if `warmup_steps` do not fit in `steps`.
+
+    Example:
+        schedule = kgpt.recipes.WarmupCosine(2.5e-4, steps=2000, alpha=0.1)
+        float(schedule(1000))
     """
 
     @checked(alpha=number("[0, 1]"))
@@ -203,6 +96,10 @@ class WarmupLinear(keras.optimizers.schedules.LearningRateSchedule):
 
     Raises:
         ValueError: for arguments out of range.
+
+    Example:
+        schedule = kgpt.recipes.WarmupLinear(6.25e-5, steps=600)
+        float(schedule(300))
     """
 
     @checked
@@ -274,6 +171,9 @@ def pretraining_optimizer(
 
     Raises:
         ValueError: for arguments out of range, and if `warmup_steps` do not fit in `steps`.
+
+    Example:
+        lm.compile(kgpt.recipes.pretraining_optimizer(steps=2000))
     """
     # Keras counts a step for every batch, accumulated or not.
     batches = gradient_accumulation_steps or 1
@@ -333,6 +233,10 @@ def finetuning_optimizer(
 
     Raises:
         ValueError: for arguments out of range.
+
+    Example:
+        classifier = kgpt.TextClassifier(lm.backbone, num_classes=2, tokenizer=tokenizer)
+        classifier.compile(kgpt.recipes.finetuning_optimizer(steps=600))
     """
     batches = gradient_accumulation_steps or 1
     return AdamW(
@@ -381,6 +285,9 @@ def fast_optimizer(
 
     Raises:
         ValueError: for arguments out of range, and if `warmup_steps` do not fit in `steps`.
+
+    Example:
+        lm.compile(kgpt.recipes.fast_optimizer(steps=2000))
     """
     batches = gradient_accumulation_steps or 1
     warmup_steps = 3 * steps // 100 if warmup_steps is None else warmup_steps

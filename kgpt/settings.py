@@ -22,6 +22,10 @@ class Settings(NamedTuple):
         why: str. The reason, and what it rests on.
         attention_dropout: float or None, for `kgpt.GPTBackbone`: 0 where only attention without
             dropout has a fused kernel, else None, the backbone's default.
+
+    Example:
+        settings = kgpt.recipes.Settings("jax", "mixed_bfloat16", "auto", why="as measured here")
+        settings.dtype
     """
 
     backend: str

@@ -12,7 +12,7 @@ import kgpt
 ORDER = (
     *("keywords", "arguments", "console", "files", "reading", "hdf5", "locks", "text", "tokenizer"),
     *("distribution", "data", "kernels"),
-    *("initializers", "low_rank", "layers", "losses", "metrics", "muon", "settings"),
+    *("initializers", "low_rank", "layers", "losses", "metrics", "adamw", "muon", "settings"),
     *("recipes", "generation", "models", "convert", "callbacks", "plot", "plan"),
 )
 # The files and folders that may ask for the backend.
