@@ -1,9 +1,12 @@
 """The rules of the house, read off the source: imports, the backend, sizes."""
 
 import ast
+import inspect
+import re
 import textwrap
 from pathlib import Path
 
+import keras
 import pytest
 
 import kgpt
@@ -36,6 +39,15 @@ MOST_LINES_TO_READ = 700
 MAPPED = (".", "data", "kernels", "layers", "models")  # of the other folders one line says enough
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+# Methods that Keras calls and documents, and what a fit asks callbacks for. Those of kgpt's models
+# that a subclass may define are listed in the docstring of their class.
+OF_KERAS = {
+    *("build", "call", "compute_output_shape", "compute_output_spec", "load_own_variables"),
+    *("get_config", "from_config", "get_compile_config", "compile_from_config"),
+    *("make_train_function", "train_step", "test_step", "compute_metrics", "metrics"),
+    *("update_state", "result", "add_variable", "update_step"),
+    *("around_fit", *(name for name in dir(keras.callbacks.Callback) if name.startswith("on_"))),
+}
 
 
 # === The checks: each gives a list of violations, "file:line: rule" ===
@@ -114,6 +126,135 @@ def too_much_to_read(root):
     ]
 
 
+def incomplete_docstrings(objects):
+    """Public functions, classes and methods without a section that applies to them."""
+    found, seen = [], []
+    for name, thing in objects:
+        if any(thing is other for other in seen):
+            continue
+        seen.append(thing)
+        if isinstance(thing, property):
+            if not inspect.getdoc(thing):
+                found.append(f"{name}: has no docstring")
+            continue
+        docstring = inspect.cleandoc(thing.__doc__ or "")
+        is_class = inspect.isclass(thing)
+        has_call = is_class and issubclass(thing, keras.layers.Layer)
+        needed = {
+            "Args": parameters(thing),
+            "Call arguments": has_call,
+            "Returns": has_call if is_class else returns(thing),
+            "Raises": any(map(refuses, constructors(thing))) if is_class else refuses(thing),
+            "Example": True,
+        }
+        missing = [part for part, is_needed in needed.items() if is_needed]
+        missing = [part for part in missing if not section(docstring, part)]
+        if "Args" not in missing:
+            known = set(re.findall(r"\w+", " ".join(entries(section(docstring, "Args")))))
+            missing += [f"argument {name}" for name in parameters(thing) if name not in known]
+        if missing:
+            found.append(f"{name}: its docstring lacks {', '.join(missing)}")
+    return found
+
+
+# === Reading docstrings ===
+
+
+def public_objects(package):
+    """`(name, object)` of the public functions and classes of a package, and of their methods."""
+    for name in package.__all__:
+        thing = getattr(package, name)
+        if inspect.ismodule(thing):
+            yield from ((f"{name}.{inner}", found) for inner, found in public_objects(thing))
+            continue
+        yield name, thing
+        if inspect.isclass(thing):
+            yield from ((f"{name}.{method}", found) for method, found in public_methods(thing))
+
+
+def public_methods(thing):
+    """`(name, method)` of what a class or its bases in kgpt define for users to call."""
+    bases = [base for base in thing.__mro__ if base.__module__.startswith("kgpt.")]
+    left_out = OF_KERAS.union(*(hooks(base) for base in bases))
+    defined = {name: value for base in reversed(bases) for name, value in vars(base).items()}
+    for name, value in defined.items():
+        value = inspect.unwrap(getattr(value, "__func__", value))
+        is_own = getattr(value, "__module__", "").startswith("kgpt.")
+        is_method = inspect.isfunction(value) and is_own
+        if name.startswith("_") or name in left_out:
+            continue
+        if is_method or isinstance(value, property):
+            yield name, value
+
+
+def hooks(thing):
+    """The methods that a class's docstring lists under "A subclass defines", or may define."""
+    lists = re.findall(r"^ *A subclass .*:\n((?: +.*\n|\n)+)", thing.__doc__ or "", re.M)
+    return set(re.findall(r"^ +(\w+)\(", "\n".join(lists), re.M))
+
+
+def section(docstring, name):
+    """The indented lines under `name:`; a named tuple's arguments are its attributes."""
+    name = "(?:Args|Attributes)" if name == "Args" else f"{name}s?"
+    found = re.search(rf"^{name}:\n((?: +.*(?:\n|$)|\n)+)", docstring, re.M)
+    return found[1] if found else ""
+
+
+def entries(section):
+    """What stands before the colons of a section's entries: names of arguments."""
+    return re.findall(r"^    (\S[^:]*):", section, re.M)
+
+
+def parameters(thing):
+    """The names of a function's parameters, or of a constructor's; without `self` and `cls`."""
+    function = constructors(thing)[0] if inspect.isclass(thing) else inspect.unwrap(thing)
+    names = inspect.signature(function).parameters
+    return [name for name in names if name not in ("self", "cls", "_cls")]
+
+
+def constructors(thing):
+    """What of a class takes and refuses its arguments; `__new__` is a named tuple's."""
+    if issubclass(thing, tuple):
+        return [thing.__new__]
+    methods = (thing.__init__, getattr(thing, "build", None))
+    return [inspect.unwrap(method) for method in methods if inspect.isfunction(method)]
+
+
+def returns(function):
+    """Whether a function returns or yields something."""
+    node = definition(function)
+    if isinstance(node.returns, ast.Constant):  # None
+        return False
+    return any(
+        isinstance(part, ast.Yield | ast.YieldFrom)
+        or (isinstance(part, ast.Return) and part.value is not None)
+        for part in without_inner_functions(node)
+    )
+
+
+def refuses(function):
+    """Whether a function raises errors, by itself or by `@checked`."""
+    if not function.__module__.startswith("kgpt."):
+        return False
+    node = definition(function)
+    is_checked = any("checked" in ast.dump(decorator) for decorator in node.decorator_list)
+    return is_checked or any(isinstance(part, ast.Raise) for part in ast.walk(node))
+
+
+def definition(function):
+    """The node of a function's source."""
+    return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
+
+
+def without_inner_functions(node):
+    """The nodes of a function, without those of functions in it."""
+    nodes = [node]
+    for part in nodes:
+        if part is node or not isinstance(part, (*FUNCTIONS, ast.Lambda)):
+            nodes += ast.iter_child_nodes(part)
+    return nodes
+
+
 # === Reading the source ===
 
 
@@ -184,6 +325,12 @@ def test_kgpt_keeps_the_rule_against(check):
     found = check(ROOT)
 
     assert not found, "\n".join(["", *found])
+
+
+def test_public_docstrings_have_all_sections():
+    found = incomplete_docstrings(public_objects(kgpt))
+
+    assert not found, "\n".join(["", *sorted(set(found))])
 
 
 # === The checks find what they look for ===
