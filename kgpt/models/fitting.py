@@ -212,8 +212,8 @@ def evaluate(
         _use_cached_eval_dataset: Keras's own, for the validation of a fit.
 
     Returns:
-        list of floats, what `metrics_names` names, as means over all that counts; with
-        `return_dict` a dict of them.
+        list of floats, what `metrics_names` names, as means over all that counts; a float where
+        that is the loss alone; with `return_dict` a dict of them.
 
     Raises:
         ValueError: for data that the model can't be run on, texts without a tokenizer, and

@@ -26,8 +26,8 @@ def train_on_batch(
         return_dict: bool. Whether to return a dict by name in place of a list.
 
     Returns:
-        list of floats, what `metrics_names` names, as means over the batch; with `return_dict` a
-        dict of them.
+        list of floats, what `metrics_names` names, as means over the batch; a float where that is
+        the loss alone; with `return_dict` a dict of them.
 
     Raises:
         ValueError: for data that the model can't learn from, as `fit`.
@@ -58,7 +58,7 @@ def test_on_batch(self, x, y=None, sample_weight=None, return_dict: bool = False
         return_dict: bool. Whether to return a dict by name in place of a list.
 
     Returns:
-        list of floats, or a dict, as from `train_on_batch`.
+        list of floats, a float or a dict, as from `train_on_batch`.
 
     Raises:
         ValueError: for data that the model can't be run on, as `evaluate`.
