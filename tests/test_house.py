@@ -455,3 +455,49 @@ def test_too_much_code_to_read_is_found(house):
         "losses.py",
         "models/backbone.py",
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "missing"),
+    [
+        ("Args:\n    x: int.\n    *others: ints.\n", "Args"),
+        ("Returns:\n    int.\n", "Returns"),
+        ("Raises:\n    ValueError: for 0.\n", "Raises"),
+        ("Example:\n    f(1)\n", "Example"),
+        ("    *others: ints.\n", "argument others"),
+    ],
+)
+def test_a_section_that_is_missing_in_a_docstring_is_found(section, missing):
+    def f(x, *others):
+        if x == 0:
+            raise ValueError
+        return x
+
+    f.__module__ = "kgpt.example"
+    sections = "Args:\n    x: int.\n    *others: ints.\n", "Returns:\n    int.\n"
+    sections += "Raises:\n    ValueError: for 0.\n", "Example:\n    f(1)\n"
+    f.__doc__ = "Returns x.\n\n" + "\n".join(sections)
+    assert incomplete_docstrings([("f", f)]) == []
+
+    f.__doc__ = f.__doc__.replace(section, "")
+
+    assert incomplete_docstrings([("f", f)]) == [f"f: its docstring lacks {missing}"]
+
+
+def test_what_a_subclass_may_define_and_what_keras_calls_are_no_public_methods():
+    class Model:
+        """A model.
+
+        A subclass may define, too:
+            weigh(x): returns weights.
+        """
+
+        def weigh(self, x): ...
+
+        def get_config(self): ...
+
+        def fit(self, x): ...
+
+    Model.__module__ = Model.fit.__module__ = "kgpt.example"
+
+    assert [name for name, _ in public_methods(Model)] == ["fit"]
