@@ -58,7 +58,8 @@ class Scores(keras.callbacks.Callback):
         self.prefix = prefix
 
     def on_train_begin(self, logs=None):
-        self.model.check_data(self.data)  # said here, and not at the end of the first epoch
+        if hasattr(self.model, "check_data"):  # said here, and not at the end of the first epoch
+            self.model.check_data(self.data)
 
     def on_epoch_end(self, epoch, logs=None):
         outputs = self.model.predict(self.data, verbose=0)

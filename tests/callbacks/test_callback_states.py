@@ -194,7 +194,10 @@ def test_samples_and_scores_carry_nothing_from_epoch_to_epoch(other):
     make = {"GenerateSamples": lambda: kgpt.callbacks.GenerateSamples("a")}
     make["Scores"] = lambda: kgpt.callbacks.Scores(data)
 
-    states, arrays = begun([make[other]()]).get()
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 1, 4), tokenizer)
+    model = lm if other == "GenerateSamples" else kgpt.TextClassifier(lm.backbone, 2)
+
+    states, arrays = begun([make[other]()], model).get()
 
     assert states == {other: {"attributes": {}}}
     assert arrays == {}

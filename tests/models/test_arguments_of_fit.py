@@ -359,5 +359,5 @@ class TestBatches:
     def test_texts_are_for_fit_and_predict(self, method, texts):
         classifier = make_classifier()
         for model in (classifier, kgpt.CausalLM(classifier.backbone, TOKENIZER)):
-            with pytest.raises(ValueError, match="fit, evaluate and predict take texts"):
+            with pytest.raises(ValueError, match="Texts go into fit, evaluate and predict"):
                 getattr(model, method)(texts)
