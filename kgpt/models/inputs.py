@@ -1,10 +1,12 @@
 """What models take as inputs, brought into one form."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from kgpt.data.text_sources import is_text
 from kgpt.kernels.platform import check_shape_of, dynamic_shape, has_static_rank
+from kgpt.models.checks import as_array
 
 
 def refuse_texts(inputs):
@@ -38,6 +40,7 @@ def complete_inputs(inputs):
             f'and "segment_ids". Received: {received}.'
         )
     check_shapes(inputs, 2)
+    check_whole(inputs)
     padding_mask = inputs.get("padding_mask")
     ids = {name: widened(inputs.get(name)) for name in ("token_ids", "segment_ids")}
     return {name: ids.get(name, padding_mask) for name in names}
@@ -66,6 +69,26 @@ def check_shapes(inputs, *ranks):
             f"Received: shape {tuple(token_ids.shape)}."
         )
     check_shape_of("token_ids", token_ids, **columns)
+
+
+def check_whole(inputs):
+    """Raises ValueError for token ids such as 1.7, as far as values are known: not in compilation.
+
+    Whole numbers pass in float dtypes, which an input of Keras has by default.
+    """
+    ids = inputs.get("token_ids") if isinstance(inputs, dict) else inputs
+    if isinstance(ids, keras.KerasTensor) or "float" not in str(getattr(ids, "dtype", "")):
+        return
+    try:
+        ids = as_array(ids)
+    except (TypeError, NotImplementedError, RuntimeError):  # of backends, for what has no values
+        return
+    parts = ids[ids != np.floor(ids)]
+    if parts.size:
+        raise ValueError(
+            "Token ids must be ints, as a tokenizer returns them. "
+            f"Received: {parts.flat[0]} among them, of dtype {ids.dtype}."
+        )
 
 
 def widened(ids):
@@ -100,6 +123,7 @@ def standardize_sequences(inputs, num_sequences=None):
             'Inputs are token ids, or a dict with "token_ids" and, optionally, "padding_mask". '
             f"Received: a dict with {sorted(inputs)}."
         )
+    check_whole(inputs)
     token_ids = ops.cast(inputs["token_ids"], "int32")
     mask = inputs.get("padding_mask")
     mask = ops.ones_like(token_ids, dtype="bool") if mask is None else ops.cast(mask, "bool")

@@ -155,3 +155,20 @@ def test_a_step_that_fails_leaves_nothing_behind():
 
     np.testing.assert_array_equal(to_numpy(model(TOKEN_IDS)), expected)
     assert {name for name in set(vars(model)) - attributes if "step" in name} == set()
+
+
+@pytest.mark.parametrize("kind", ["backbone", "lm", "head"])
+def test_ids_that_are_no_whole_numbers_are_refused_where_values_are_known(kind):
+    backbone = make_backbone()
+    make = {"backbone": lambda b: b, "lm": kgpt.CausalLM, "head": MeanOutput}[kind]
+    model, ids = make(backbone), TOKEN_IDS.astype("float32")
+    expected = to_numpy(model(TOKEN_IDS))
+
+    for x in (ids + 0.7, keras.ops.convert_to_tensor(ids + 0.7), {"token_ids": ids + 0.7}):
+        with pytest.raises(ValueError, match=r"Token ids must be ints, .*\.7.* among them"):
+            model(x)
+
+    inputs = keras.Input((LENGTH,))  # a float, as Keras's inputs are by default
+    around = keras.Model(inputs, model(inputs))
+    for found in (model(ids), around(ids), around.predict(ids, verbose=0)):
+        np.testing.assert_allclose(to_numpy(found), expected, atol=1e-5)
