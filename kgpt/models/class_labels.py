@@ -35,12 +35,18 @@ def _required(labels):
     return labels
 
 
-def check_class_labels(y, num_classes, model_name):
-    """Raises ValueError for an array of labels that are not classes of the model."""
+def check_class_labels(y, num_classes, model):
+    """Raises ValueError for an array of labels that are not classes of the model.
+
+    Losses of Keras may take a row of shares, one for each class, and so one-hot labels.
+    """
     y = as_array(y)
     if y is None:
         return
-    name = f"Labels for this {model_name}"
+    name = f"Labels for this {type(model).__name__}"
+    if y.shape[1:] == (num_classes,) and not model._uses_own_loss:
+        _check_numbers(name, y)
+        return
     _check_shape(name, y.shape)
     _check_numbers(name, y)
     wrong = ~np.isin(y, np.arange(num_classes))

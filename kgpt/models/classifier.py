@@ -139,7 +139,7 @@ class TextClassifier(Head):
         if self.multi_label:
             check_multi_labels(y, self.num_classes)
         else:
-            check_class_labels(y, self.num_classes, type(self).__name__)
+            check_class_labels(y, self.num_classes, self)
 
     def weigh(self, x, y, sample_weight, class_weight=None):
         y, sample_weight, wrong = super().weigh(x, y, sample_weight)

@@ -108,7 +108,7 @@ class MultipleChoice(Head):
         token_ids = x.get("token_ids") if isinstance(x, dict) else x
         shape = getattr(token_ids, "shape", None)
         if shape is not None and len(shape) == 3:
-            check_class_labels(y, shape[1], type(self).__name__)
+            check_class_labels(y, shape[1], self)
 
     @overload
     def predict_text(

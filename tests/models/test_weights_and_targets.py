@@ -418,14 +418,27 @@ class TestDtypesAndShapesInTfData:
         with pytest.raises(ValueError, match="Labels must be one int for each example"):
             make_classifier().fit(SOURCES["tf.data"](X, labels), verbose=0)
 
-    def test_a_loss_of_keras_takes_one_hot_labels(self):
-        model = make_classifier()
+    @pytest.mark.parametrize("source", [*SOURCES, "arrays"])
+    def test_a_loss_of_keras_takes_one_hot_labels(self, source):
+        model, labels = make_classifier(), np.eye(3)[LABELS]
         model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
 
-        loss = model.evaluate(SOURCES["tf.data"](X, np.eye(3)[LABELS]), verbose=0)
+        data = (X, labels) if source == "arrays" else (SOURCES[source](X, labels),)
+        loss = model.evaluate(*data, verbose=0)
 
         expected = make_classifier().evaluate(X, LABELS, verbose=0, return_dict=True)["task_loss"]
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+    def test_choices_may_be_one_hot_for_a_loss_of_keras(self):
+        model = kgpt.MultipleChoice(make_lm().backbone)
+        x, labels = X[:, None].repeat(3, axis=1), np.eye(3)[LABELS]
+        model.compile("sgd", "mse")
+
+        assert np.isfinite(model.fit(x, labels, verbose=0).history["loss"]).all()
+
+        model.compile("sgd")
+        with pytest.raises(ValueError, match=r"one-hot, try labels\.argmax"):
+            model.fit(x, labels, verbose=0)
 
     def test_targets_of_another_shape_are_refused(self):
         model = kgpt.TextRegressor(make_lm().backbone)
