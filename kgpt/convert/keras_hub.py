@@ -29,7 +29,9 @@ def from_keras_hub(model) -> Any:
 
     Args:
         model: a `keras_hub.models.GPT2Backbone`, or a `keras_hub.models.GPT2CausalLM`, whose
-            tokenizer is converted too if it has one.
+            tokenizer is converted too if it has one. keras-hub's preprocessor puts the end-of-text
+            token before each prompt, `generate` here does not: to go on alike, give it the ids
+            `[tokenizer.end_of_text_id, *tokenizer.encode(prompt)]`.
 
     Returns:
         `GPTBackbone`, or `CausalLM` with its `backbone` and `tokenizer`.
@@ -49,7 +51,8 @@ def from_keras_hub(model) -> Any:
     if not isinstance(theirs, models.GPT2Backbone):
         raise ValueError(
             "Only keras-hub's GPT2Backbone and GPT2CausalLM can be converted. "
-            f"Received: a {type(model).__name__}."
+            f"Received: a {type(model).__name__}. Of a folder or a preset's name, try "
+            "from_keras_hub(keras_hub.models.GPT2CausalLM.from_preset(name))."
         )
     _check_plain(theirs)
     with starting_at_zero():
@@ -79,7 +82,8 @@ def to_keras_hub(model) -> Any:
 
     Args:
         model: a `GPTBackbone`, or a `CausalLM`, whose tokenizer is converted too if it is of
-            GPT-2's style.
+            GPT-2's style. keras-hub's preprocessor puts the end-of-text token before each text, and
+            so goes on otherwise than `lm.generate(text)`.
 
     Returns:
         `keras_hub.models.GPT2Backbone`, or `keras_hub.models.GPT2CausalLM`.

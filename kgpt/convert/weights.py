@@ -172,10 +172,16 @@ def find_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _tensors_of(path) -> list[Tensor]:
     if not os.path.lexists(path):
+        files = sorted(os.listdir(path.parent))
+        hint = (
+            "Weights in other formats, such as pytorch_model.bin, are not read; transformers' "
+            "save_pretrained makes this one."
+        )
+        if "task.json" in files:  # a folder of keras-hub
+            theirs = f"keras_hub.models.GPT2CausalLM.from_preset({str(path.parent)!r})"
+            hint = f"Try kgpt.from_keras_hub({theirs})."
         raise FileNotFoundError(
-            f"There is no {path.name}. Received: {path.parent}, with "
-            f"{sorted(os.listdir(path.parent))}. Weights in other formats, such as "
-            "pytorch_model.bin, are not read; transformers' save_pretrained makes this one."
+            f"There is no {path.name}. Received: {path.parent}, with {files}. {hint}"
         )
     check_file(path)
     try:

@@ -105,6 +105,31 @@ def test_a_tokenizer_becomes_the_preprocessors(keras_hub):
     assert theirs.sequence_length == 11
 
 
+def test_a_text_goes_on_in_keras_hub_as_after_the_end_of_text_here(keras_hub):
+    tokenizer = kgpt.Tokenizer.train(TEXTS, 275)
+    lm = kgpt.CausalLM(make_backbone(tokenizer.vocabulary_size), tokenizer)
+    theirs = to_keras_hub(lm)
+    theirs.compile(sampler="greedy")
+    token_ids = [tokenizer.end_of_text_id, *tokenizer.encode("the cat")]
+
+    text = theirs.generate("the cat", max_length=len(token_ids) + 5)
+
+    expected = lm.generate(token_ids, max_new_tokens=5, sampler="greedy")
+    assert text == tokenizer.decode(expected[1:])
+
+
+def test_what_is_read_by_keras_hub_first_is_said(keras_hub, tmp_path):
+    keras_hub.models.GPT2CausalLM(
+        keras_hub.models.GPT2Backbone(VOCABULARY, **SIZES, intermediate_dim=20)
+    ).save_to_preset(str(tmp_path))
+
+    for path in (tmp_path, str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match=r"Try kgpt\.from_keras_hub\(keras_hub\."):
+            kgpt.CausalLM.from_preset(path)
+    with pytest.raises(ValueError, match=r"Received: a str.*GPT2CausalLM\.from_preset"):
+        from_keras_hub(str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def gpt2(reference_data):
     folder = reference_data / "vocab/gpt2"
