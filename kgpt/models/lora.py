@@ -89,10 +89,11 @@ def merge_lora(self):
         lm.merge_lora()
     """
     backbone = body_of(self)
-    if backbone.lora_rank is None or quantization_config(backbone):
+    quantized = bool(quantization_config(backbone))
+    if backbone.lora_rank is None or quantized:
         raise ValueError(
             "Only a backbone with LoRA over plain weights can be merged. Received: one with "
-            f"lora_rank={backbone.lora_rank} and dtype={backbone.dtype_policy.name!r}."
+            f"lora_rank={backbone.lora_rank} and quantized={quantized}."
         )
     num_frozen = num_frozen_blocks(backbone)
     for _, layer, _ in matrices(backbone, backbone.lora_target_layer_names):

@@ -53,13 +53,18 @@ def check_ids(ids, vocabulary_size: int) -> list[int]:
         ValueError: for other than one axis of integers, and for ids outside the vocabulary.
     """
     is_list = isinstance(ids, (list, tuple, np.ndarray))
-    ids = np.asarray(ids) if is_list else keras.ops.convert_to_numpy(ids)
+    try:
+        ids = np.asarray(ids) if is_list else keras.ops.convert_to_numpy(ids)
+    except ValueError:  # rows of several lengths
+        ids = np.asarray(ids, "object")
     if ids.size == 0 and ids.ndim == 1:
         return []
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        are_rows = ids.ndim > 1 or ids.dtype == object
+        hint = " For several texts, try decode_batch." if are_rows else ""
         raise ValueError(
             "ids must be integers along one axis. "
-            f"Received: shape={ids.shape}, dtype={ids.dtype}, {shorten(ids.tolist())}."
+            f"Received: shape={ids.shape}, dtype={ids.dtype}, {shorten(ids.tolist())}.{hint}"
         )
     outside = np.flatnonzero((ids < 0) | (ids >= vocabulary_size))
     if outside.size:

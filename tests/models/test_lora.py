@@ -294,8 +294,11 @@ def test_additions_can_be_enabled_once_and_merged_once():
     backbone.merge_lora()
     with pytest.raises(ValueError, match="lora_rank=None"):
         backbone.merge_lora()
+    backbone.quantize("int8")
     backbone.enable_lora(2)
     assert backbone.lora_rank == 2
+    with pytest.raises(ValueError, match="lora_rank=2 and quantized=True"):
+        backbone.merge_lora()
 
 
 # === more tokens ===

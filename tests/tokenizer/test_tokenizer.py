@@ -180,7 +180,8 @@ def test_half_a_character_decodes_to_the_replacement_character(small):
         ([1, 2, -3], r"-3 at position 2"),
         ([1.5], "integers.*float64"),
         ([True], "integers.*bool"),
-        ([[1, 2]], r"one axis.*\(1, 2\)"),
+        ([[1, 2]], r"one axis.*\(1, 2\).*try decode_batch"),
+        ([[1, 2], [3]], r"one axis.*\[1, 2\], \[3\].*try decode_batch"),
         (7, r"one axis"),
     ],
 )
