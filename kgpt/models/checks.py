@@ -55,6 +55,25 @@ def checked_for_texts(name, value, backbone):
     return value
 
 
+def states_and_outputs_of(task, returned):
+    """Returns the hidden states and the outputs that a task's `call` returned in a step.
+
+    A `call` of a subclass may return outputs alone, from which the loss is computed then.
+
+    Raises:
+        ValueError: for what is neither, such as the pair that `super().call` gives, times two.
+    """
+    if not isinstance(returned, list | tuple):
+        return None, returned
+    if len(returned) == 2:
+        return returned
+    raise ValueError(
+        f"In a step with its own loss, super().call(...) of a {type(task).__name__} returns a "
+        f"pair, the hidden states and None or the outputs. Received: {len(returned)} values from "
+        "call. Compute the outputs from self.backbone(inputs), or compile(loss=...) one of Keras."
+    )
+
+
 def check_devices():
     """Refuses a distribution that the backend ignores; warns of processes that train apart.
 

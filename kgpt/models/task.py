@@ -272,7 +272,9 @@ class Task(WholeModel, keras.Model):
             self.own_metrics[0].update_state(reported, sample_weight=count)
             return loss
         with _in_step(None, False), counting(is_real):  # a loss that calls the model gets outputs
-            if not is_in_step:
+            if is_in_step:
+                y_pred = checks.states_and_outputs_of(self, y_pred)
+            else:
                 runs = y_pred is None
                 y_pred = self.states_and_outputs(x, training) if runs else (None, y_pred)
             loss = self.own_loss(x, y, *y_pred, sample_weight, training)
@@ -290,7 +292,7 @@ class Task(WholeModel, keras.Model):
         class_weight = self._class_weight if training else None
         y, sample_weight, _ = self.weigh(x, y, sample_weight, class_weight)
         if self._in_own_step:
-            _, y_pred = y_pred
+            _, y_pred = checks.states_and_outputs_of(self, y_pred)
         y, sample_weight, mask = self.counted(x, y, sample_weight, is_real)
         return super().compute_metrics(x, y, masked(y_pred, mask), sample_weight)
 

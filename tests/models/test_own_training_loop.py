@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from oracles import gradients, randomize
+from oracles import gradients, randomize, to_numpy
 
 import kgpt
 
@@ -161,3 +161,37 @@ def test_a_subclass_with_its_own_step_learns_as_fit_does():
     np.testing.assert_allclose(*losses, rtol=1e-5)
     for a, b in zip(plain.get_weights(), own.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+class Sharper(kgpt.CausalLM):
+    """A language model whose `call` gives other logits, without `super().call`."""
+
+    def call(self, inputs, training=None, mask=None):
+        states = self.backbone(inputs, training=training)
+        return 2 * self.backbone.token_embedding(states, reverse=True)
+
+
+class Doubled(kgpt.CausalLM):
+    def call(self, inputs, training=None, mask=None):
+        return 2 * super().call(inputs, training=training, mask=mask)
+
+
+@pytest.mark.parametrize("has_metric", [False, True])
+def test_the_loss_of_a_subclass_is_that_of_the_outputs_of_its_call(has_metric):
+    model = Sharper(make_backbone())
+    metric = keras.metrics.SparseCategoricalCrossentropy(name="again", from_logits=True)
+    model.compile(metrics=[metric] * has_metric or None)
+    logits = to_numpy(model(IDS))[:, :-1].astype("float64")
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(logits, IDS[:, 1:, None], -1).mean()
+
+    found = model.evaluate(IDS, batch_size=2, verbose=0, return_dict=True)
+
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.get("again", expected), expected, rtol=1e-5)
+    assert model.fit(IDS, epochs=3, verbose=0).history["loss"][-1] < expected
+
+
+def test_a_call_that_doubles_the_pair_of_a_step_is_refused():
+    with pytest.raises(ValueError, match=r"super.*call.*of a Doubled returns a pair.*4 values"):
+        Doubled(make_backbone()).evaluate(IDS, verbose=0)
