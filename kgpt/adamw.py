@@ -12,8 +12,21 @@ _BLOCK = re.compile(r"(?:^|/)decoder_block_(\d+)/")
 _EMBEDDING = re.compile(r"(?:^|/)(?:token|position)_embedding/")
 
 
+class ByUpdate:
+    """An optimizer whose schedule stands still while the gradients of an update are averaged.
+
+    Keras's goes on with each batch: an update would have the rate of its last one.
+    """
+
+    def _get_current_learning_rate(self):
+        batches, rate = self.gradient_accumulation_steps, self._learning_rate
+        if batches and isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+            return rate(self.iterations * batches)  # the first batch of the update
+        return super()._get_current_learning_rate()
+
+
 @keras.saving.register_keras_serializable(package="kgpt")
-class AdamW(keras.optimizers.AdamW):
+class AdamW(ByUpdate, keras.optimizers.AdamW):
     """Keras's AdamW, with weight decay on matrices only, and two options for fine-tuning.
 
     Biases and the gains of layer norms, which are vectors, do not decay (GPT-1, section 4.1).

@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from kgpt.adamw import ByUpdate
+
 
 @keras.saving.register_keras_serializable(package="kgpt")
-class Muon(keras.optimizers.Muon):
+class Muon(ByUpdate, keras.optimizers.Muon):
     """Keras's Muon, with Newton and Schulz's iteration in bfloat16, as its authors run it.
 
     The iteration turns the momentum of a matrix into the nearest semi-orthogonal matrix, in 15

@@ -146,6 +146,25 @@ def test_other_optimizers_of_keras_and_the_recipes_update_alike():
         assert_same_weights([whole, parts], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options", "atol"),
+    [
+        (kgpt.recipes.pretraining_optimizer, {"warmup_steps": 1}, 1e-5),
+        (kgpt.recipes.finetuning_optimizer, {"warmup": 0.4}, 1e-5),
+        (kgpt.recipes.fast_optimizer, {"warmup_steps": 1}, 2e-3),  # bfloat16
+    ],
+)
+def test_an_accumulated_update_has_the_rate_of_one_of_a_large_batch(recipe, options, atol):
+    def fit(batch_size, batches):
+        optimizer = recipe(3, 1e-2, gradient_accumulation_steps=batches, **options)
+        optimizer.epsilon = 1e-3  # or gradients that are 0 but for rounding count in full
+        lm = make_lm(batches, lambda *_, **__: optimizer)
+        lm.fit(X, batch_size=batch_size, epochs=3, verbose=0)
+        return lm
+
+    assert_same_weights([fit(8, None), fit(2, 4)], atol=atol)
+
+
 def test_the_figures_are_means_over_all_tokens_as_ever():
     whole, parts = make_lm(), make_lm(2)
     whole.compile(keras.optimizers.SGD(0.0), **QUICK)
