@@ -28,6 +28,15 @@ def is_real(value) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
 
 
+def check_is_int(name: str, ids):
+    """Raises ValueError for ids, as an array, a tensor or a spec, whose dtype is no integer."""
+    dtype = getattr(ids.dtype, "name", ids.dtype)
+    if "int" not in str(dtype):
+        raise ValueError(
+            f"{name} must be ints, as a tokenizer returns them. Received: dtype {dtype}."
+        )
+
+
 # === Rules: each takes an argument's name and value, and returns the value ===
 
 

@@ -19,6 +19,7 @@ from keras.src.trainers.data_adapters import (
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 
+from kgpt.arguments import check_is_int
 from kgpt.data.batches import ResumableBatches
 
 _KINDS = {
@@ -177,11 +178,8 @@ def _with_checked_ids(dataset, vocabulary_size, message):
 
     spec = keras.utils.unpack_x_y_sample_weight(dataset.element_spec)[0]
     spec = spec.get("token_ids") if isinstance(spec, dict) else spec
-    if isinstance(spec, tf.TensorSpec) and not spec.dtype.is_integer:
-        raise ValueError(
-            "token_ids must be ints, as a tokenizer returns them. "
-            f"Received: a tf.data.Dataset with dtype {spec.dtype.name}."
-        )
+    if isinstance(spec, tf.TensorSpec):
+        check_is_int("token_ids", spec)
 
     def check(*batch):
         x = batch[0]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgpt.arguments import RULES, refuse
+from kgpt.arguments import RULES, check_is_int, refuse
 from kgpt.distribution import current
 from kgpt.kernels.platform import num_torch_processes
 from kgpt.text import check_no_table
@@ -131,14 +131,6 @@ def check_ids(name: str, ids, vocabulary_size: int, ignored=()):
             f"Each id in {name} must lie in [0, {vocabulary_size}), the backbone's vocabulary. "
             f"Received: ids from {least} to {most}. Was the text encoded with the tokenizer that "
             "the backbone was made for?"
-        )
-
-
-def check_is_int(name: str, ids):
-    """Raises ValueError for an array or tensor of another dtype than an integer."""
-    if "int" not in str(ids.dtype):
-        raise ValueError(
-            f"{name} must be ints, as a tokenizer returns them. Received: dtype {ids.dtype}."
         )
 
 

@@ -2,10 +2,11 @@
 
 from keras import ops
 
+from kgpt.arguments import check_is_int
 from kgpt.data.task_batches import TaskBatches
 from kgpt.kernels.platform import check_shape_of
 from kgpt.losses import next_token_targets
-from kgpt.models.checks import as_array, check_ids, check_is_int
+from kgpt.models.checks import as_array, check_ids
 from kgpt.models.inputs import check_shapes, complete_inputs, widened
 from kgpt.models.sample_weights import read_weights
 
