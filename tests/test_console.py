@@ -14,7 +14,7 @@ import pytest
 
 import kgpt
 from kgpt.console import ProgressBar, show
-from kgpt.models import fitting
+from kgpt.models import fit_data
 
 FIT = """
     import sys
@@ -187,7 +187,7 @@ def test_the_bar_says_tokens_per_second_and_the_time_left(monkeypatch, clock, st
 
 def test_the_bar_knows_the_tokens_of_a_step_where_all_steps_have_the_same(lm, rows, tmp_path):
     np.save(tmp_path / "tokens.npy", np.zeros(100, "uint16"))
-    tokens_of = fitting._tokens_per_step
+    tokens_of = fit_data.tokens_per_step
 
     windows = kgpt.data.windows(tmp_path / "tokens.npy", 4, 3)
     mixture = kgpt.data.mixture([windows, windows], [1, 2])

@@ -63,7 +63,7 @@ MAKERS = {
         backbone=backbone,
     ),
     "from_preset": lambda **arguments: kgpt.GPTBackbone.from_preset(
-        **{"name": "gpt_nano", "load_weights": False, **arguments}
+        **{"preset": "gpt_nano", "load_weights": False, **arguments}
     ),
     "enable_lora": lambda **arguments: backbone().enable_lora(**{"rank": 2, **arguments}),
     "freeze": lambda **arguments: backbone().freeze(**arguments),
@@ -197,7 +197,7 @@ WRONG = [
     ("Head", "head", [None, "dense"]),
     ("Head", "num_sequences", COUNTS),
     ("Head", "task_metrics", ["accuracy", ["accuracy"], None]),
-    ("from_preset", "name", ["gpt5", None, ["gpt2"]]),
+    ("from_preset", "preset", ["gpt5", None, ["gpt2"]]),
     ("from_preset", "dropout", [1.0]),
     ("from_preset", "load_weights", FLAGS),
     ("enable_lora", "rank", [*COUNTS, None]),

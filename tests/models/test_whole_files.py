@@ -261,7 +261,7 @@ def fake_conversion(layer, inputs, axes, path, format, **kwargs):
 
 @pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
 def test_a_power_cut_leaves_no_mixture_of_two_exports(tmp_path, monkeypatch, old, new, format):
-    monkeypatch.setattr(export_module, "_check", lambda model, path, format: Path(path))
+    monkeypatch.setattr(export_module, "_check", lambda model, path, *_: Path(path))
     monkeypatch.setattr(export_module, "_convert", fake_conversion)
     live = tmp_path / "live"
     path = "lm.onnx" if format == "onnx" else "lm"
@@ -292,7 +292,7 @@ def test_a_full_disk_in_a_converter_is_one_line(tmp_path, monkeypatch, old):
     def fail(layer, inputs, axes, path, format, **kwargs):
         raise RuntimeError("{{function_node}} part-00000: No space left on device\n[Op:SaveV2]")
 
-    monkeypatch.setattr(export_module, "_check", lambda model, path, format: Path(path))
+    monkeypatch.setattr(export_module, "_check", lambda model, path, *_: Path(path))
     monkeypatch.setattr(export_module, "_convert", fail)
 
     with pytest.raises(OSError, match=r"lm: the disk is full\. Free some space") as error:
