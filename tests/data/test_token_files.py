@@ -171,7 +171,7 @@ def test_of_many_files_a_few_are_open(tmp_path):
         assert sorted(found) == [9 * n + place for n in range(20) for place in (0, 4)]
     if Path("/proc/self/fd").is_dir():
         most = 3 + 2 * 4  # and those from which the threads of two passes are reading
-        assert 3 <= num_open(tmp_path) <= most
+        assert 1 <= num_open(tmp_path) <= most
         assert Path("/proc/self/maps").read_text().count(str(tmp_path)) <= most
 
 
