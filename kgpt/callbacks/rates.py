@@ -3,6 +3,7 @@
 import keras
 
 from kgpt.callbacks.variables import bring_back
+from kgpt.models.default_optimizer import unscaled
 
 
 class RateOfEpoch:
@@ -23,8 +24,7 @@ class RateOfEpoch:
 
     def _now(self) -> float | None:
         """Returns the rate; None for a schedule, which no callback changes."""
-        optimizer = self._model.optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        optimizer = unscaled(self._model.optimizer)
         if isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
             return None
         return float(keras.ops.convert_to_numpy(optimizer.learning_rate))

@@ -6,6 +6,7 @@ import numpy as np
 
 from kgpt.callbacks import divided
 from kgpt.kernels.platform import least_of_processes
+from kgpt.models.default_optimizer import unscaled
 
 _IN_16_BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -111,7 +112,7 @@ def keep_place_in_update(optimizer, batches_done: int):
         optimizer: one whose variables were set to those of a place earlier in the run.
         batches_done: int. How many batches of an update had been accumulated before that.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unscaled(optimizer)
     size = optimizer.gradient_accumulation_steps
     if size:
         iterations = int(optimizer._iterations)
@@ -122,7 +123,7 @@ def keep_place_in_update(optimizer, batches_done: int):
 
 def batches_of_update(optimizer) -> int:
     """Returns how many batches of an update have been accumulated."""
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = unscaled(optimizer)
     return int(optimizer._iterations) % (optimizer.gradient_accumulation_steps or 1)
 
 

@@ -14,13 +14,18 @@ def compile_if_needed(task):
         task.compile()
 
 
+def unscaled(optimizer):
+    """Returns an optimizer, or the one inside of Keras's that scales the loss for float16."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def match_optimizer(task):
     """Makes the default optimizer anew if what is trained is no longer what it was built for.
 
     Raises:
         ValueError: for an optimizer that was passed to `compile`.
     """
-    optimizer = getattr(task.optimizer, "inner_optimizer", task.optimizer)
+    optimizer = unscaled(task.optimizer)
     built_for = getattr(optimizer, "_trainable_variables_indices", None)
     if not built_for:
         return

@@ -12,6 +12,7 @@ from kgpt.data.task_batches import TaskBatches
 from kgpt.data.text_sources import is_text, unpack
 from kgpt.data.updates import Updates, by_update
 from kgpt.models.checks import as_arrays, check_rows, check_something_counts
+from kgpt.models.default_optimizer import unscaled
 from kgpt.models.text_inputs import batches_of
 
 
@@ -76,7 +77,7 @@ def in_updates(task, data, *batching):
 
 def _updates(task):
     """Returns how batches are grouped into updates; None if each of them is one."""
-    optimizer = getattr(task.optimizer, "inner_optimizer", task.optimizer)
+    optimizer = unscaled(task.optimizer)
     # `iterations` counts updates; batches are counted by its private form alone.
     size = getattr(optimizer, "gradient_accumulation_steps", None) or 1
     if size == 1 or not task._uses_own_loss:
