@@ -82,7 +82,7 @@ for rank in (1, 10, 100, len(counts) // 2, len(counts) * 3 // 4):
     print(f"the token of rank {rank:>5} occurs {counts[rank - 1]:>6,} times")
 
 # %%
-# The tokens go to one file on disk, which is mapped into memory and never read whole: a text of
+# The tokens go to one file on disk, which is read part by part and never whole: a text of
 # many gigabytes takes the same lines. A tenth of the documents is held out. The model never trains
 # on it, and so its loss there says what the model has learned and not what it knows by heart.
 

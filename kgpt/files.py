@@ -198,8 +198,8 @@ def replace(source: Path, target: Path):
             raise
         raise PermissionError(
             errno.EBUSY,
-            f"Can't replace {target}: Windows lets no file be replaced that is open or mapped into "
-            "memory. End what reads it (`del` its data), or take another name.",
+            f"Can't replace {target}: Windows lets no file be replaced that is open. "
+            "End what reads it (`del` its data), or take another name.",
         ) from error
 
 

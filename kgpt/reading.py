@@ -93,12 +93,11 @@ def read_json(path: str | os.PathLike, kind: type = dict, hint: str = ""):
     return content
 
 
-def map_npy(path: str | os.PathLike, more: bool = False) -> np.ndarray:
+def map_npy(path: str | os.PathLike) -> np.ndarray:
     """Returns the array in a .npy file, mapped: read when it is used, and never written to.
 
     Args:
         path: path of the file.
-        more: bool. Whether something may stand behind the array.
 
     Raises:
         ValueError: if the file is damaged, holds no plain array of numbers, has bytes that the
@@ -113,7 +112,7 @@ def map_npy(path: str | os.PathLike, more: bool = False) -> np.ndarray:
     if not isinstance(array, np.memmap):
         raise ValueError("several arrays in place of one")
     size, expected = os.path.getsize(path), array.offset + array.nbytes
-    if size != expected and not (more and size > expected):
+    if size != expected:
         raise ValueError(f"it has {size:,} bytes, and its header speaks of {expected:,}")
     if not array.dtype.isnative:
         raise ValueError(f"its byte order is not this machine's, dtype {array.dtype.str!r}")

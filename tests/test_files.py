@@ -263,7 +263,7 @@ def test_an_open_file_that_windows_keeps_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(PermissionError) as error:
         write(tmp_path / "file")
 
-    assert is_one_line(error, f"Can't replace {tmp_path / 'file'}", "open or mapped", "`del`")
+    assert is_one_line(error, f"Can't replace {tmp_path / 'file'}", "that is open", "`del`")
     assert names_in(tmp_path) == ["file"]
 
 

@@ -5,10 +5,11 @@ import hashlib
 import keras
 import numpy as np
 
+from kgpt.data.array_file import ArrayFile
 from kgpt.data.batches import ResumableBatches
 
 _BLOCKS, _BLOCK_BYTES = 64, 2**16
-_MAPPED_BYTES, _ARRAY_BYTES = _BLOCKS * _BLOCK_BYTES, 2**28  # what is read whole
+_FILE_BYTES, _ARRAY_BYTES = _BLOCKS * _BLOCK_BYTES, 2**28  # what is read whole
 
 # What fingerprints tell too.
 _LEFT_OUT = ("num_files", "num_tokens", "num_examples")
@@ -51,15 +52,15 @@ def fingerprint(array) -> str | None:
     """
     if array is None:
         return None
-    array = array if isinstance(array, np.ndarray) else _as_numpy(array)
+    array = array if isinstance(array, np.ndarray | ArrayFile) else _as_numpy(array)
     digest = hashlib.sha256()
-    most = _MAPPED_BYTES if isinstance(array, np.memmap) else _ARRAY_BYTES
+    flat = array if isinstance(array, ArrayFile) else array.reshape(-1)
+    most = _FILE_BYTES if isinstance(array, ArrayFile | np.memmap) else _ARRAY_BYTES
     if array.dtype.hasobject:
-        digest.update("\0".join(map(repr, array.ravel())).encode())
+        digest.update("\0".join(map(repr, flat)).encode())
     elif array.nbytes <= most:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(flat[:]))
     else:
-        flat = array.reshape(-1)
         block = max(1, _BLOCK_BYTES // array.itemsize)
         for start in np.linspace(0, len(flat) - block, _BLOCKS).astype("int64"):
             digest.update(flat[start : start + block].tobytes())

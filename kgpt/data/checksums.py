@@ -3,10 +3,11 @@
 `numpy.load` reads the first array of a file and so does not see them.
 """
 
-import os
 import zlib
 
 import numpy as np
+
+from kgpt.data.array_file import ArrayFile
 
 BLOCK = 2**16  # bytes of tokens for each checksum
 
@@ -37,16 +38,14 @@ class Checksums:
     A file without checksums has nothing to compare with.
 
     Args:
-        path: path of the file.
-        tokens: the mapped array in it.
+        tokens: the array of tokens in the file.
 
     Raises:
         ValueError: if something else than checksums of them stands behind the tokens.
     """
 
-    def __init__(self, path: str | os.PathLike, tokens: np.memmap):
-        self._path, self._tokens = path, tokens
-        self._expected = _read(path, tokens)
+    def __init__(self, tokens: ArrayFile):
+        self._tokens, self._expected = tokens, _read(tokens)
         self._is_right = np.zeros(0 if self._expected is None else len(self._expected), bool)
 
     def check(self, starts: np.ndarray, length: int):
@@ -66,25 +65,23 @@ class Checksums:
             part = self._tokens[block * size : (block + 1) * size]
             if zlib.crc32(part) != self._expected[block]:
                 raise ValueError(
-                    f"{self._path} is damaged: its tokens from {block * size} to "
+                    f"{self._tokens.path} is damaged: its tokens from {block * size} to "
                     f"{block * size + len(part)} are not those that were written. Copy it again, "
                     "or write it anew with kgpt.data.write_tokens."
                 )
             self._is_right[block] = True
 
 
-def _read(path, tokens) -> np.ndarray | None:
+def _read(tokens) -> np.ndarray | None:
     """Returns the second array of the file; of a file with one array, nothing."""
-    end, size = tokens.offset + tokens.nbytes, os.path.getsize(path)
-    if size <= end:
+    if tokens.size == tokens.end:
         return None
-    with open(path, "rb") as file:
-        file.seek(end)
-        try:
-            expected = np.lib.format.read_array(file, allow_pickle=False)
-        except Exception:  # a header is Python, of which any part may be wrong
-            expected = np.empty(0)
-        right = np.uint32, (-(-tokens.nbytes // BLOCK),), size
-        if (expected.dtype, expected.shape, file.tell()) != right:
-            raise ValueError(f"it has {size:,} bytes, and its header speaks of {end:,}")
+    tokens.file.seek(tokens.end)
+    try:
+        expected = np.lib.format.read_array(tokens.file, allow_pickle=False)
+    except Exception:  # a header is Python, of which any part may be wrong
+        expected = np.empty(0)
+    right = np.uint32, (-(-tokens.nbytes // BLOCK),), tokens.size
+    if (expected.dtype, expected.shape, tokens.file.tell()) != right:
+        raise ValueError(f"it has {tokens.size:,} bytes, and its header speaks of {tokens.end:,}")
     return expected

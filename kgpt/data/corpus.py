@@ -111,7 +111,7 @@ def write_tokens(
             of the two files would be empty.
         FileNotFoundError: if a path does not exist.
         OSError: if the file can't be written, with the reason; an existing one stays. On Windows
-            no file is replaced that is mapped into memory: delete the `windows` over it first.
+            no file is replaced that is open: delete the `windows` over it first.
 
     Example:
         kgpt.data.write_tokens(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kgpt.arguments import refuse
+from kgpt.data.array_file import ArrayFile
 from kgpt.data.token_file import TokenFile
 
 _MOST_OPEN = 128  # files; a process may usually open 1,024
@@ -119,32 +120,32 @@ class TokenFiles:
         for number in range(len(self._lengths)):
             self._file(number).check_ids(vocabulary_size)
 
-    def content(self) -> dict[str, np.ndarray]:
+    def content(self) -> dict[str, np.ndarray | ArrayFile]:
         """Returns the tokens of one file; the lengths of several, and a sample of their tokens."""
         if len(self._lengths) == 1:
-            return {"tokens": self._file(0).mapped}
+            return {"tokens": self._file(0).tokens}
         return {"lengths": self._lengths, "tokens": self._sample()}
 
     def _sample(self):
         """Returns the tokens of all files, or of 64 places that lie apart alike."""
         if self.num_tokens <= _SAMPLES * _SAMPLE_LENGTH:
-            return np.concatenate([self._file(n).mapped for n in range(len(self._lengths))])
+            return np.concatenate([self._file(n).tokens[:] for n in range(len(self._lengths))])
         ends = np.cumsum(self._lengths)
         places = np.linspace(0, self.num_tokens - _SAMPLE_LENGTH, _SAMPLES).astype("int64")
         files = np.searchsorted(ends, places, side="right")
         starts = places - (ends - self._lengths)[files]
         parts = [
-            self._file(int(number)).mapped[start : start + _SAMPLE_LENGTH]
+            self._file(int(number)).tokens[start : start + _SAMPLE_LENGTH]
             for number, start in zip(files, starts, strict=True)
         ]
-        return np.concatenate([*parts, self._file(len(ends) - 1).mapped[-_SAMPLE_LENGTH:]])
+        return np.concatenate([*parts, self._file(len(ends) - 1).tokens[-_SAMPLE_LENGTH:]])
 
     def _file(self, number) -> TokenFile:
         with self._lock:  # of the threads that read
             file = self._open.pop(number, None)
             if file is None:
                 file = TokenFile(self._arguments[0][number])
-                if self._stamps.setdefault(number, file.stamp) != file.stamp:
+                if self._stamps.setdefault(number, file.tokens.stamp) != file.tokens.stamp:
                     raise ValueError(
                         f"Of more than {_MOST_OPEN} token files none may be replaced while they "
                         f"are read. Received: {file.path}, which is another one now."

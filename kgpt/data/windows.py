@@ -37,7 +37,7 @@ def windows(
     Window `i` has the tokens `[i * length, i * length + length]`: the inputs are all but the last,
     the targets all but the first, so every token except the first is a target once in each pass
     (the last `(num_tokens - 1) % length` tokens of the file do not fill a window). The file is
-    memory-mapped and may be larger than memory. It may be replaced while it is read, but not
+    read part by part and may be larger than memory. It may be replaced while it is read, but not
     written to.
 
     Many files are one corpus: windows are shuffled over all of them, none spans two, and a file

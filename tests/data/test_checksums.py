@@ -27,7 +27,7 @@ def flip(path, place, bit=0):
 
 
 def replace(path, data):
-    path.unlink()  # what has read the file may still have it mapped
+    path.unlink()  # what has read the file may still have it open
     path.write_bytes(data)
 
 
