@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -15,9 +16,16 @@ _SECONDS_BETWEEN_UPDATES = 0.1
 
 
 def show(text: str = "", end: str = "\n") -> None:
-    """Prints a text, with `?` for characters that the console's encoding lacks."""
+    """Prints a text, with `?` for characters that the console's encoding lacks.
+
+    Where nothing can be printed (the terminal is closed, the reader of a pipe has ended, the disk
+    of a log is full) it warns: a run must not end of it before it has been saved.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
+    except OSError as error:
+        warnings.warn(f"Nothing can be printed: {error}. Only this is lost.", stacklevel=2)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What kgpt prints fits the console: its encoding, its width, and nothing that nobody meant."""
 
+import errno
 import io
 import os
 import re
@@ -72,12 +73,38 @@ def test_text_that_the_console_can_show_is_shown(capsys):
     assert capsys.readouterr().out == "naïve 猫 ?!"
 
 
-# === Width ===
-
-
 class Terminal(io.StringIO):
+    """A terminal; one that is closed refuses with an error of the system what is written."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.error = error
+
     def isatty(self):
         return True
+
+    def write(self, text):
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+def test_where_nothing_can_be_printed_a_run_goes_on_and_is_saved(
+    lm, rows, monkeypatch, number, tmp_path
+):
+    saved = kgpt.callbacks.ResumableCheckpoint(tmp_path)
+    monkeypatch.setattr(sys, "stdout", Terminal(number))
+
+    with pytest.warns(UserWarning, match="Nothing can be printed"):
+        lm.fit(rows, epochs=2, callbacks=[saved])
+    with pytest.warns(UserWarning, match="Nothing can be printed"):
+        lm.fit(rows, epochs=2, callbacks=[saved])  # says that the run is finished
+
+    assert len(list(tmp_path.glob("checkpoint-????????"))) == 2
+
+
+# === Width ===
 
 
 @pytest.fixture
