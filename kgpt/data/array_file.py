@@ -1,9 +1,10 @@
 """An array in a file, of which parts are read when they are asked for."""
 
+import contextlib
+import errno
 import os
 import threading
 import weakref
-from pathlib import Path
 
 import numpy as np
 
@@ -30,16 +31,21 @@ class ArrayFile:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no 1-D array of integers, or shorter than its header says. When
             a part is read, if the file has been written to.
+        OSError: one line that names the file, if the system can't read it.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = path
-        self.file = open(check_file(path), "rb")  # noqa: SIM115
+        self.path = check_file(path)
+        with errors_of_reading(path):
+            self._open()
+
+    def _open(self):
+        self.file = open(self.path, "rb")  # noqa: SIM115
         weakref.finalize(self, self.file.close)
         self._lock = threading.Lock()
         status = os.fstat(self.file.fileno())
         self.size, self.stamp = status.st_size, (status.st_size, status.st_mtime_ns)
-        if Path(path).suffix == ".bin":
+        if self.path.suffix == ".bin":
             self.dtype, self.shape = np.dtype("uint16"), (self.size // 2,)
             if not self.size or self.size % 2:
                 raise ValueError("numbers of 2 bytes each are expected, and at least one")
@@ -71,8 +77,9 @@ class ArrayFile:
     def __getitem__(self, part: slice) -> np.ndarray:
         start, stop, _ = part.indices(len(self))
         count = max(0, stop - start) * self.itemsize
-        data = self._read(self._start + start * self.itemsize, count)
-        size = os.fstat(self.file.fileno()).st_size
+        with errors_of_reading(self.path):
+            data = self._read(self._start + start * self.itemsize, count)
+            size = os.fstat(self.file.fileno()).st_size
         if size != self.size or len(data) != count:
             raise ValueError(
                 "A token file may be replaced while it is read, but not written to. Received: "
@@ -82,11 +89,32 @@ class ArrayFile:
         return np.frombuffer(data, self.dtype)
 
     def _read(self, place, count):
+        data = self._read_some(place, count)
+        while len(data) < count:  # the system may give less than is asked for
+            more = self._read_some(place + len(data), count - len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def _read_some(self, place, count):
         if hasattr(os, "pread"):
             return os.pread(self.file.fileno(), count, place)
         with self._lock:  # Windows
             self.file.seek(place)
             return self.file.read(count)
+
+
+@contextlib.contextmanager
+def errors_of_reading(path: str | os.PathLike):
+    """Inside, an error of the system says in one line which file it can't read, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Check the disk and the permissions, or take a copy of the file."
+        if error.errno == errno.EMFILE:
+            hint = "Raise the limit (ulimit -n)."
+        raise OSError(error.errno, f"Can't read {path}: {error.strerror}. {hint}") from error
 
 
 def _read_header(file) -> tuple[np.dtype, tuple[int, ...]]:

@@ -79,8 +79,8 @@ class ResumableBatches(PythonBatches):
             when the batch is read that has them.
 
     Attributes:
-        error: the ValueError of a batch that could not be read, or None. TensorFlow, which reads
-            in a function of its own, raises another error.
+        error: the ValueError or OSError of a batch that could not be read, or None. TensorFlow,
+            which reads in a function of its own, raises another error.
     """
 
     # A Keras data adapter rather than a `PyDataset`, because each iterator must know its own
@@ -131,7 +131,7 @@ class ResumableBatches(PythonBatches):
     def _keeping_error(self):
         try:
             yield
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             self.error = error
             raise
 

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from kgpt.data.array_file import ArrayFile
+from kgpt.data.array_file import ArrayFile, errors_of_reading
 
 BLOCK = 2**16  # bytes of tokens for each checksum
 
@@ -76,11 +76,14 @@ def _read(tokens) -> np.ndarray | None:
     """Returns the second array of the file; of a file with one array, nothing."""
     if tokens.size == tokens.end:
         return None
-    tokens.file.seek(tokens.end)
-    try:
-        expected = np.lib.format.read_array(tokens.file, allow_pickle=False)
-    except Exception:  # a header is Python, of which any part may be wrong
-        expected = np.empty(0)
+    with errors_of_reading(tokens.path):
+        tokens.file.seek(tokens.end)
+        try:
+            expected = np.lib.format.read_array(tokens.file, allow_pickle=False)
+        except (MemoryError, OSError):
+            raise
+        except Exception:  # a header is Python, of which any part may be wrong
+            expected = np.empty(0)
     right = np.uint32, (-(-tokens.nbytes // BLOCK),), tokens.size
     if (expected.dtype, expected.shape, tokens.file.tell()) != right:
         raise ValueError(f"it has {tokens.size:,} bytes, and its header speaks of {tokens.end:,}")

@@ -25,6 +25,7 @@ class TokenFile:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is no array of integers along one axis, or has another size than
             its header says. When tokens are read, if they are not those that were written.
+        OSError: one line that names the file, if the system can't read it.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -88,7 +89,7 @@ def _open(path) -> tuple[ArrayFile, Checksums]:
         raise FileNotFoundError(
             f"There is no token file. Received: path={str(path)!r}. {hint}"
         ) from None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         size = f", of {os.path.getsize(path)} bytes" if os.path.isfile(path) else ""
         kind = "raw uint16" if Path(path).suffix == ".bin" else "a .npy array"
         raise ValueError(

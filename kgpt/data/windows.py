@@ -83,6 +83,7 @@ def windows(
         ValueError: if the file is not a 1-D integer array, is shorter than one window or batch
             or has ids outside the vocabulary, for arguments out of range, and for a folder that
             holds files held out (`train.validation.npy`, `val.bin`) among others.
+        OSError: one line that names the file, if the system can't read it, now or in training.
 
     Example:
         train = kgpt.data.windows("corpus/train.npy", sequence_length=256, batch_size=32, seed=0)

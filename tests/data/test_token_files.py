@@ -1,5 +1,6 @@
 """A corpus in many token files: one corpus, and of its files a few open."""
 
+import errno
 import gc
 import itertools
 import json
@@ -8,11 +9,13 @@ import pickle
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kgpt
 from kgpt.data import windows
 from kgpt.data.token_files import TokenFiles
 
@@ -211,6 +214,59 @@ def test_a_file_that_is_cut_is_named(tmp_path):
 
     with pytest.raises(ValueError, match=r"not written to.*part-001\.npy"):
         list(data)
+
+
+needs_pread = pytest.mark.skipif(not hasattr(os, "pread"), reason="reads in another way")
+
+
+def failing_from(call, number, real):
+    """An `os.pread` that fails from a call on."""
+    calls = itertools.count(1)
+
+    def pread(*arguments):
+        if next(calls) < call:
+            return real(*arguments)
+        raise OSError(number, os.strerror(number))
+
+    return pread
+
+
+@needs_pread
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("does", ["fit", "evaluate"])
+def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch, number, does):
+    write(tmp_path, np.zeros((1, 400)))
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(5, 1, 2, 8, max_sequence_length=4))
+    lm.compile("adam", run_eagerly=keras.backend.backend() == "tensorflow")
+    data = windows(tmp_path, 4, 4)  # 1 reading of all ids and 99 of windows
+    monkeypatch.setattr(os, "pread", failing_from(80, number, os.pread))
+
+    with pytest.raises(OSError, match=r"Can't read .*part-000\.npy: .*Check the disk") as error:
+        getattr(lm, does)(data, verbose=0)
+    assert error.value.errno == number
+
+
+@needs_pread
+def test_what_the_system_gives_in_pieces_is_read_whole(folder, monkeypatch):
+    expected, real = starts(windows(folder, 4, 3)), os.pread
+    monkeypatch.setattr(os, "pread", lambda file, count, at: real(file, min(count, 3), at))
+
+    assert starts(windows(folder, 4, 3)) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.EMFILE, "ulimit -n"), (errno.EACCES, "permissions")]
+)
+def test_a_file_that_cannot_be_opened_is_not_called_another_format(
+    folder, monkeypatch, number, hint
+):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number), "part-000.npy")
+
+    monkeypatch.setattr("kgpt.data.array_file.open", refuse, raising=False)
+
+    with pytest.raises(OSError, match=rf"Can't read .*part-000\.npy: .*{hint}"):
+        windows(folder, 4, 3)
 
 
 def test_windows_of_many_files_survive_pickling(folder):
