@@ -94,8 +94,11 @@ def learning_rate_or_schedule(name, value):
 
 
 def _path(name, value):
-    kinds = str, os.PathLike
-    return value if isinstance(value, kinds) else refuse(name, value, "a path", error=TypeError)
+    if not isinstance(value, str | os.PathLike):
+        refuse(name, value, "a path", error=TypeError)
+    if "\0" in str(value):
+        refuse(name, value, "a path, in which no name has a NUL")
+    return value
 
 
 def _rows(name, value):

@@ -377,6 +377,9 @@ def test_a_tokenizer_of_transformers_is_refused_with_the_way_to_read_it():
         ("pretraining_optimizer", "final_learning_rate", 1.0, "not be above the peak"),
         ("TextClassifier", "class_names", {0: "a", 1: "b"}, r"list\(class_names\.values\(\)\)"),
         ("GPTBackbone", "activation", "gelu_new", "gelu_tanh"),
+        ("read_texts", "path", "a\0b", "path must be a path, in which no name has a NUL"),
+        ("write_tokens", "path", Path("a\0b.npy"), "path must be a path, in which no name"),
+        ("ResumableCheckpoint", "folder", "a\0b", "folder must be a path, in which no name"),
         (
             "GPTBackbone",
             "dropout",

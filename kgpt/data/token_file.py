@@ -93,6 +93,6 @@ def _open(path) -> tuple[ArrayFile, Checksums]:
         size = f", of {os.path.getsize(path)} bytes" if os.path.isfile(path) else ""
         kind = "raw uint16" if Path(path).suffix == ".bin" else "a .npy array"
         raise ValueError(
-            f"The token file is not {kind}: {one_line(error)}. "
+            f"The token file is not {kind}: {one_line(error).removesuffix('.')}. "
             f"Received: path={str(path)!r}{size}. {hint}"
         ) from None
