@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -82,7 +83,7 @@ def write_tokens(
     `corpus/train.validation.npy` beside `corpus/train.npy`. A hash of a document's text (its
     first 131,072 characters) decides. Hence a document stays in its file when the corpus is
     reordered or grows, and its copies go to the same file. The fraction is one of documents, and
-    approximate.
+    approximate. Without one, such a file of an earlier call stays, and a warning names it.
 
     Few documents (less than 32 on average in the smaller of the two files) may not be split well
     that way. If one of the files would get less than half or more than twice its share of the
@@ -128,7 +129,8 @@ def write_tokens(
         )
     ending = [tokenizer.end_of_text_id] if end_of_text else []
     dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 2**16 else "<u4")
-    paths = [path, path.with_suffix(".validation.npy")] if validation_fraction else [path]
+    held_out = path.with_suffix(".validation.npy")
+    paths = [path, held_out] if validation_fraction else [path]
 
     make_folder(path.parent)
     with contextlib.ExitStack() as stack:
@@ -149,8 +151,19 @@ def write_tokens(
                     "Try another validation_fraction, or more text."
                 )
             file.complete()
+    if not validation_fraction:
+        _warn_of_earlier(held_out, path)
     counts = [(file.path, file.num_tokens, file.num_documents) for file in files]
     return WrittenTokens(*itertools.chain.from_iterable(counts))
+
+
+def _warn_of_earlier(held_out: Path, path: Path):
+    if held_out.exists():
+        warnings.warn(
+            f"{held_out} is of an earlier call and stays as it is: nothing is held out of the text "
+            f"that {path.name} has now. Delete it, or pass a validation_fraction.",
+            stacklevel=4,  # outside of @checked
+        )
 
 
 def _encode(

@@ -118,6 +118,19 @@ def test_a_document_stays_on_its_side_when_the_corpus_is_reordered_and_grows(tmp
     assert before == after - {"another\n"}
 
 
+def test_a_file_held_out_of_an_earlier_text_is_warned_of(tmp_path):
+    path = tmp_path / "train.npy"
+    earlier = write([f"text {i}\n" for i in range(200)], path, validation_fraction=0.2)
+    before = earlier.validation_path.read_bytes()
+
+    with pytest.warns(UserWarning, match=r"train\.validation\.npy is of an earlier call") as caught:
+        written = write(["another text"], path)
+
+    assert written.validation_path is None
+    assert earlier.validation_path.read_bytes() == before
+    assert caught[0].filename == __file__
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_validation_fraction_out_of_range_is_refused(tmp_path, fraction):
     with pytest.raises(ValueError, match="validation_fraction must be"):
