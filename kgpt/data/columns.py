@@ -167,12 +167,13 @@ def read_labels(labels, class_names=None) -> tuple[np.ndarray | None, list[str] 
                     f"Received: {label!r} at index {i}, class_names={class_names}."
                 )
         labels = [numbers_of[label] for label in labels]
-    array = np.array(labels).astype("int64")
-    upper = np.inf if class_names is None else len(class_names)
+    array = np.array(labels)
+    upper = 2**31 if class_names is None else len(class_names)
     wrong = (array < 0) | (array >= upper)
     if wrong.any():
         i = int(np.argmax(wrong))
-        expected = "at least 0" if class_names is None else f"at least 0 and less than {upper}"
+        is_bounded = class_names is not None or labels[i] >= 0
+        expected = f"at least 0 and less than {upper:,}" if is_bounded else "at least 0"
         raise ValueError(f"labels must be {expected}. Received: {labels[i]} at index {i}.")
     return array.astype("int32"), class_names
 

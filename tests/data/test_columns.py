@@ -94,6 +94,8 @@ def test_without_labels_there_are_only_inputs():
         ([0, 1], "Received: 3 texts, 2 labels"),
         ([], "Received: 3 texts, 0 labels"),
         ([0, -1, 1], "labels must be at least 0. Received: -1 at index 1"),
+        ([0, 2**32, 1], "less than 2,147,483,648. Received: 4294967296 at index 1"),
+        ([0, 2**65, 1], "less than 2,147,483,648. Received: 36893488147419103232 at index 1"),
         ([0, None, 1], "Each example needs a label. Received: None at index 1"),
         ([0, float("nan"), 1], "Each example needs a label. Received: nan at index 1"),
         (["a", "b", np.nan], "Each example needs a label. Received: nan at index 2"),
