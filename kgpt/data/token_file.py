@@ -41,8 +41,9 @@ class TokenFile:
         """Returns int32 `(starts, length)`: the tokens from each start on.
 
         Raises:
-            ValueError: if one of them is outside the vocabulary, where its size is given.
+            ValueError: if one of them is outside the vocabulary, or without one outside int32.
         """
+        vocabulary_size = vocabulary_size or 2**31
         self._checksums.check(starts, length)
         tokens = np.empty((len(starts), length), self.tokens.dtype)
         for row, start in zip(tokens, starts, strict=True):
@@ -73,9 +74,9 @@ class TokenFile:
         return type(self), (self.path,)
 
 
-def _first_outside(tokens: np.ndarray, vocabulary_size: int | None) -> int | None:
+def _first_outside(tokens: np.ndarray, vocabulary_size: int) -> int | None:
     """Returns the place of the first id outside the vocabulary, in the flat array, or None."""
-    if vocabulary_size is None or (tokens.max() < vocabulary_size and tokens.min() >= 0):
+    if tokens.max() < vocabulary_size and tokens.min() >= 0:
         return None
     return int(np.argmax((tokens >= vocabulary_size) | (tokens < 0)))
 

@@ -61,7 +61,8 @@ def windows(
         end_of_text_id: int. Required with `segment_ids`, and for nothing else.
         vocabulary_size: optional int. If given, ids outside it are refused; `fit`, `evaluate` and
             `predict` of kgpt's models check for theirs. At most 268 million tokens are read for
-            that before the first batch; of more, the ids of each batch are checked.
+            that before the first batch; of more, the ids of each batch are checked. Negative ids
+            and those that int32 has no room for are always refused, where they are read.
         drop_remainder: optional bool. Whether to drop a last batch of fewer windows. By default
             True with a seed (fixed shapes in training) and False without (every window is read).
         repeat: bool. Whether passes follow each other without end, for `fit` with
