@@ -30,7 +30,7 @@ import contextlib
 import math
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,24 +115,60 @@ def parse_arguments():
         given = getattr(arguments, name)
         if given is not None and given < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    for name in ("validation", "text", "label", "regression"):
+        if not arguments.train and getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name} is for --train")
+    if arguments.train:
+        if arguments.task != "all":
+            parser.error("--task names a built-in task, and --train takes your own")
+        check_table(parser, arguments)
     return arguments
+
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}  # the names that the package datasets has for them
+
+
+def suffix_of(file):
+    """The suffix of a table, ".csv" of reviews.csv.gz too."""
+    file = Path(file)
+    is_compressed = file.suffix in (".gz", ".xz", ".bz2", ".zst")
+    return Path(file.stem if is_compressed else file).suffix
+
+
+def check_table(parser, arguments):
+    """Says what can't be read before anything is imported or asked of the hub."""
+    if len(arguments.text) > 2:
+        parser.error("--text takes the name of a column, or of two")
+    on_hub = not Path(arguments.train).exists() and suffix_of(arguments.train) not in FORMATS
+    if on_hub and arguments.validation:
+        parser.error("--validation is for a --train that is a file; a name on the hub has its own")
+    for file in filter(None, ([] if on_hub else [arguments.train, arguments.validation])):
+        if not Path(file).exists():
+            parser.error(f"there is no file {file}")
+        if not Path(file).is_file() or suffix_of(file) not in FORMATS:
+            parser.error(f"{file} is no table: a file {', '.join(FORMATS)}, plain or compressed")
 
 
 def own_table(arguments):
     """The columns of both splits, from a file or the hub."""
     import datasets
 
-    path = Path(arguments.train)
-    if path.exists():
-        formats = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
-        is_compressed = path.suffix in (".gz", ".xz", ".bz2", ".zst")
-        suffix = Path(path.stem if is_compressed else path).suffix
+    if Path(arguments.train).exists():
+        suffix = suffix_of(arguments.train)
         options = {"delimiter": "\t"} if suffix == ".tsv" else {}
-        files = {"train": str(path)}
+        files = {"train": arguments.train}
         if arguments.validation:
             files["validation"] = arguments.validation
-        form = formats.get(suffix, suffix[1:])
-        splits = datasets.load_dataset(form, data_files=files, **options)
+        for file in files.values():
+            if suffix == ".tsv":  # refuses quotes that would join rows
+                deque(kgpt.data.read_texts(file, arguments.text[0]), maxlen=0)
+        splits = datasets.load_dataset(FORMATS[suffix], data_files=files, **options)
     else:
         splits = datasets.load_dataset(arguments.train)
     if "validation" not in splits:
@@ -143,6 +179,12 @@ def own_table(arguments):
         texts = [splits[split][name] for name in arguments.text]
         texts = list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
         labels = list(splits[split][arguments.label])
+        wrong = [label for label in labels if not isinstance(label, str | int)]
+        if wrong and not arguments.regression:
+            raise ValueError(
+                f"Labels must be names or ints of classes, one in each row. Received: {wrong[0]!r} "
+                "among them. Remove rows without a label; for numbers to predict add --regression."
+            )
         return {"texts": texts, "targets" if arguments.regression else "labels": labels}
 
     return columns
@@ -389,9 +431,8 @@ def finetune(name, task, arguments):
     batches = make_batches(train, tokenizer, class_names, 0, arguments.batch_size)
     valid_batches = make_batches(valid, tokenizer, class_names, None, arguments.batch_size)
     model = make_model(train, backbone, tokenizer, class_names, arguments.lm_loss_weight)
-    model.compile(
-        task.optimizer(epochs * len(batches), arguments.learning_rate or task.learning_rate)
-    )
+    rate = task.learning_rate if arguments.learning_rate is None else arguments.learning_rate
+    model.compile(task.optimizer(epochs * len(batches), rate))
 
     if not arguments.model:
         pretrain(backbone, tokenizer, train, *task.pretraining, file.parent)

@@ -71,6 +71,32 @@ def test_the_tutorial_reads_a_table_of_ones_own(tmp_path, monkeypatch, with_vali
         assert train["texts"][0] == 'text "0" of many, with a comma'
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("a.tsv", 'text\tlabel\n"one\t0\ntwo"\t1\nthree\t1\n' * 2, "lines 2 to 3 are one row if"),
+        (
+            "a.csv",
+            "text,label\n" + "one,0.5\ntwo,1\n" * 5,
+            "classes, one in each row.*--regression",
+        ),
+        ("a.csv", "text,label\n" + "one,x\ntwo,\n" * 5, "Received: None.*Remove rows without"),
+    ],
+)
+def test_a_table_that_the_tutorial_can_not_learn_from_is_refused(
+    tmp_path, monkeypatch, name, table, message
+):
+    pytest.importorskip("datasets", reason="own tables are read by the package datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / name).write_text(table)
+    arguments = argparse.Namespace(
+        train=str(tmp_path / name), validation=None, text=["text"], label="label", regression=False
+    )
+
+    with pytest.raises(ValueError, match=message):
+        load("finetune").own_table(arguments)("train")
+
+
 def test_the_ablation_reads_the_tasks_as_their_authors_publish_them(tmp_path):
     example = load("ablation")
     files = {
@@ -289,6 +315,15 @@ def untrainable(monkeypatch):
         ("pretrain", ["--steps", 2, "--epochs", 3]),
         ("pretrain", ["--column", "text"]),
         ("finetune", ["--epochs", 0]),
+        ("finetune", ["--train", "missing.csv"]),
+        ("finetune", ["--train", "missing.tsv.gz"]),
+        ("finetune", ["--train", __file__]),
+        ("finetune", ["--train", "."]),
+        ("finetune", ["--train", "a/b", "--validation", "dev.csv"]),
+        ("finetune", ["--train", "a/b", "--task", "values"]),
+        ("finetune", ["--train", "a/b", "--text", "a", "b", "c"]),
+        ("finetune", ["--task", "values", "--validation", "dev.csv"]),
+        ("finetune", ["--regression"]),
         ("ablation", ["data", "--epochs", 0]),
     ],
 )
