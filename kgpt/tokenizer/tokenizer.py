@@ -144,7 +144,8 @@ class Tokenizer:
             vocabulary: path of `encoder.json` (GPT-2) or `encoder_bpe_40000.json` (GPT-1).
             merges: path of `vocab.bpe` (GPT-2) or `vocab_40000.bpe` (GPT-1).
             style: `"gpt2"` or `"gpt1"`.
-            special_tokens: special tokens; those not in the vocabulary get the next free ids.
+            special_tokens: special tokens; those not in the vocabulary get the next free ids. A
+                token of text can't be one.
             exact: bool. With `style="gpt1"`, whether words are split by ftfy and spaCy rather
                 than by rules. None means True if both are installed, else False with a warning.
 
@@ -152,7 +153,8 @@ class Tokenizer:
             `Tokenizer`.
 
         Raises:
-            ValueError: if a file is malformed, or the files don't belong to one model.
+            ValueError: if a file is malformed, the files don't belong to one model, or a special
+                token is a token of text.
             ImportError: if `exact=True` and ftfy or spaCy is not installed.
 
         Example:

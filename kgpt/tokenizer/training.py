@@ -165,6 +165,8 @@ def tokenizer_from_parts(
     pairs = _checked_pairs(ids, list(merges), style, special_tokens, sources)
     options = {"unk_token": UNKNOWN, "end_of_word_suffix": END_OF_WORD} if style == "gpt1" else {}
     tokenizer = pipeline(models.BPE(ids, pairs, **options), style, exact)
+    merged = {first + second for first, second in pairs}
+    check_new([token for token in special_tokens if token in merged or len(token) == 1], tokenizer)
     known = [END_OF_TEXT] if END_OF_TEXT in ids else []
     tokenizer.add_special_tokens([*known, *special_tokens])
     return tokenizer

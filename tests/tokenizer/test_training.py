@@ -1,4 +1,5 @@
 import importlib.util
+import json
 
 import pytest
 
@@ -118,6 +119,19 @@ def test_a_vocabulary_in_openais_form_is_read(gpt1_files):
     tokens = [tokenizer.id_to_token(i) for i in tokenizer.encode("A cat sat")]
 
     assert tokens == ["a</w>", "cat</w>", "s", "at</w>"]
+
+
+@pytest.mark.parametrize("token", ["a", "cat</w>"])
+def test_a_token_of_text_in_a_vocabulary_cannot_become_special(gpt1_files, token):
+    options = {"style": "gpt1", "exact": False}
+
+    with pytest.raises(ValueError, match=f"ordinary token.*Received: '{token}'"):
+        Tokenizer.from_vocabulary(*gpt1_files, **options, special_tokens=[token])
+
+    vocabulary = json.loads(gpt1_files[0].read_text())
+    gpt1_files[0].write_text(json.dumps({**vocabulary, "<|end|>": len(vocabulary)}))
+    tokenizer = Tokenizer.from_vocabulary(*gpt1_files, **options, special_tokens=["<|end|>"])
+    assert tokenizer.special_tokens == ["<|end|>"]
 
 
 def test_merges_of_another_vocabulary_are_refused(gpt1_files):
