@@ -67,19 +67,29 @@ def chunks_of_file(file: Path, errors: str, length: int, encoding: str) -> Itera
             undecoded = len(decoder.getstate()[0])  # the beginning of a character
             try:
                 text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                place = offset - undecoded + error.start
-                raise ValueError(
-                    f"The file is not {_name(encoding)} text: {error.reason}. Received: {file}, "
-                    f"with byte 0x{error.object[error.start]:02x} at offset {place}. "
-                    'Try errors="replace", encoding="cp1252" (or the one that it has), or convert '
-                    "the file to UTF-8."
-                ) from error
+            except UnicodeError as error:
+                raise _not_encoded(file, encoding, error, offset - undecoded) from error
             yield text
             if not block:
                 return
             offset += len(block)
             block = stream.read(length)
+
+
+def _not_encoded(file: Path, encoding: str, error: UnicodeError, offset: int) -> ValueError:
+    """Returns what to raise for the bytes from `offset` on, whose decoding failed."""
+    if not isinstance(error, UnicodeDecodeError):  # of UTF-16 and UTF-32, without a mark
+        name = codecs.lookup(encoding).name
+        return ValueError(
+            f"The file is not {name} text: {error}. Received: {file}. "
+            f'Try encoding="{name}-le" or "{name}-be".'
+        )
+    return ValueError(
+        f"The file is not {_name(encoding)} text: {error.reason}. Received: {file}, "
+        f"with byte 0x{error.object[error.start]:02x} at offset {offset + error.start}. "
+        'Try errors="replace", encoding="cp1252" (or the one that it has), or convert '
+        "the file to UTF-8."
+    )
 
 
 def _name(encoding: str) -> str:
@@ -273,7 +283,7 @@ def _is_encoded(file: Path, encoding: str) -> bool:
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     try:
         decoder.decode(sample[len(mark) :], final=len(sample) < _SAMPLE_LENGTH)
-    except UnicodeDecodeError:
+    except UnicodeError:
         return False
     return True
 

@@ -94,6 +94,21 @@ def test_files_in_another_encoding_are_counted_and_named(tmp_path):
     assert list(documents(tmp_path, encoding="cp1252"))[1:] == ["caf\xe9", "\u201cquoted\u201d"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "UTF-32"])
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_an_encoding_that_needs_a_byte_order_mark_is_refused_without_one(
+    tmp_path, encoding, errors
+):
+    name = encoding.lower()
+    (tmp_path / "a.txt").write_bytes("a text".encode(f"{name}-le"))
+
+    with pytest.raises(ValueError, match=rf"not {name} text.*a\.txt.*{name}-le") as caught:
+        list(documents(tmp_path / "a.txt", errors, encoding))
+    assert caught.type is ValueError
+    with pytest.raises(ValueError, match=r"text.*a\.txt"):
+        list(documents(tmp_path, errors, encoding))
+
+
 def test_a_character_cut_off_at_the_end_of_utf16_is_reported(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe" + "ab".encode("utf-16-le") + b"c")
 
