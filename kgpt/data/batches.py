@@ -18,7 +18,12 @@ class PythonBatches(DataAdapter):
     """Keras's data adapter of batches of arrays that a loop in Python makes.
 
     A subclass defines `__iter__`, each call of which begins an epoch, and `num_batches`.
+
+    Attributes:
+        error: what was raised while a batch was made, of which a backend makes an error of its own.
     """
+
+    error = None
 
     def get_numpy_iterator(self):
         return iter(self)
@@ -45,6 +50,14 @@ class PythonBatches(DataAdapter):
     def _varying_shape(self, array: np.ndarray) -> tuple:
         """Returns the shape of an array of a batch, None where batches differ."""
         return (None, *array.shape[1:])
+
+    @contextlib.contextmanager
+    def _keeping_error(self):
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.error = error
+            raise
 
 
 class ResumableBatches(PythonBatches):
@@ -91,7 +104,6 @@ class ResumableBatches(PythonBatches):
 
     def __init__(self, repeat: bool = False):
         self._repeat = repeat
-        self.error = None
         self._next_batch = 0
         self._left_out = 0  # of the pass that starts there, by a run that is resumed
         self._is_view = False
@@ -126,14 +138,6 @@ class ResumableBatches(PythonBatches):
             yield from self._updates.with_shares(batches, first, skip=read_again)
         finally:
             batches.close()
-
-    @contextlib.contextmanager
-    def _keeping_error(self):
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            self.error = error
-            raise
 
     @contextlib.contextmanager
     def by_update(self, updates):

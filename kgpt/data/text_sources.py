@@ -7,6 +7,7 @@ from keras.src.trainers.data_adapters import is_tf_dataset
 from kgpt.data.batches import PythonBatches
 from kgpt.data.columns import check_columns
 from kgpt.data.sources import kind_of
+from kgpt.text import shorten
 
 _COLUMNS = (list, tuple, np.ndarray)
 
@@ -106,21 +107,30 @@ class TextDataset(PythonBatches):
 
     def __init__(self, dataset, encode):
         self._dataset, self._encode = dataset, encode
+        if self.num_batches == 0:
+            self._refuse_empty()
 
     def __iter__(self):
         return (batches.in_order() for batches in self._encoded())
 
     def _encoded(self):
         for batch in self._dataset.as_numpy_iterator():
-            x, *others = batch if isinstance(batch, tuple) else (batch,)
-            columns = [_decoded(column) for column in (x if isinstance(x, tuple) else (x,))]
-            others = [None if column is None else _decoded(column) for column in others]
-            x = columns[0] if len(columns) == 1 else tuple(columns)
-            yield self._encode(x, *others, *[None] * (2 - len(others)))
+            with self._keeping_error():
+                x, *others = batch if isinstance(batch, tuple) else (batch,)
+                columns = [_decoded(column) for column in (x if isinstance(x, tuple) else (x,))]
+                others = [None if column is None else _decoded(column) for column in others]
+                x = columns[0] if len(columns) == 1 else tuple(columns)
+                encoded = self._encode(x, *others, *[None] * (2 - len(others)))
+            yield encoded
 
     def _first_batch(self):
-        self._first = next(self._encoded())
+        self._first = next(self._encoded(), None)
+        if self._first is None:
+            self._refuse_empty()
         return self._first.in_order()
+
+    def _refuse_empty(self):
+        raise ValueError(f"There are no texts. Received: {self._dataset}, without a batch.")
 
     def _varying_shape(self, array):
         return self._first._varying_shape(array)
@@ -146,5 +156,11 @@ def _decoded(column) -> list | np.ndarray:
 
 def _text(item):
     if isinstance(item, bytes):
-        return item.decode("utf-8")
+        try:
+            return item.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"Strings of tf.data must be UTF-8. Received: {shorten(item)}, {error.reason} at "
+                f"{error.start}. Try tf.strings.unicode_transcode(texts, encoding, 'UTF-8')."
+            ) from error
     return item if isinstance(item, str) else [_text(part) for part in item]

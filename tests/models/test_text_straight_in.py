@@ -138,6 +138,25 @@ class TestFormsOfColumns:
         with pytest.raises(ValueError, match=r"Try dataset.batch\(32\)"):
             make_classifier().evaluate(tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)))
 
+    @pytest.mark.parametrize("name", ["fit", "evaluate", "predict"])
+    def test_tf_data_without_a_text_is_refused(self, name):
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_tensor_slices((TEXTS, LABELS)).batch(3).take(0)
+
+        with pytest.raises(ValueError, match="There are no texts"):
+            getattr(make_classifier(), name)(data, verbose=0)
+
+    def test_tf_data_of_bytes_that_are_no_text_are_refused_in_a_later_batch_too(self):
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_tensor_slices(([*TEXTS, b"a\xff"], [*LABELS, LABELS[0]]))
+
+        with pytest.raises(
+            ValueError, match=r"must be UTF-8\. Received: b'a\\xff'.*start byte at 1"
+        ):
+            make_classifier().evaluate(data.batch(3), verbose=0)
+
     def test_a_single_text_is_refused(self):
         with pytest.raises(ValueError, match=r"Try \[text\]"):
             make_classifier().predict("ab")
