@@ -123,7 +123,7 @@ class TableTexts:
             try:
                 with self._open(file) as stream:
                     for batch in batches(stream, self._column, block_length):
-                        texts = batch.column(0).to_pylist()
+                        texts = _as_texts(batch.column(0), self._errors)
                         for text in texts[to_skip:]:
                             yield text or ""
                         num_read += len(texts[to_skip:])
@@ -172,27 +172,43 @@ def _seekable(file: Path) -> BinaryIO:
     return decompressed
 
 
-def _check_column(file: Path, column: str, types: dict) -> None:
-    if column not in types:
+def _check_column(file: Path, column: str, columns: list[tuple[str, str]]) -> None:
+    types = [kind for name, kind in columns if name == column]
+    if len(types) != 1:
+        number = "are several columns of this name" if types else "is no such column"
         raise ValueError(
-            f"There is no such column in the table. Received: column={column!r} for {file}, which "
-            f"has the columns {list(types)}."
+            f"There {number} in the table. Received: column={column!r} for {file}, which "
+            f"has the columns {[name for name, _ in columns]}."
         )
-    if types[column] not in _TEXT_TYPES:
+    if types[0] not in _TEXT_TYPES:
         raise ValueError(
             f"The column must hold texts. Received: column={column!r} of {file}, which holds "
-            f"{types[column]}."
+            f"{types[0]}."
         )
 
 
-# === Formats: the types of the columns by their names, and batches of rows ===
+def _as_texts(column, errors: str) -> list[str | None]:
+    """Returns an array of pyarrow's as a list; of a `.parquet`, its bytes may be no text."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError as error:
+        if errors == "strict":
+            raise OSError(f'not UTF-8 text, {error.reason}; errors="replace" reads it') from error
+    import pyarrow
+
+    plain = getattr(column, "dictionary_decode", lambda: column)()
+    texts = plain.cast(pyarrow.large_binary()).to_pylist()
+    return [text if text is None else text.decode(errors=errors) for text in texts]
+
+
+# === Formats: the columns' names and types, and batches of rows ===
 
 _TEXT_TYPES = ("string", "large_string", "string_view", "null")
 
 
-def _columns_of_csv(stream: BinaryIO, delimiter: str = ",") -> dict[str, str]:
+def _columns_of_csv(stream: BinaryIO, delimiter: str = ",") -> list[tuple[str, str]]:
     lines = io.TextIOWrapper(stream, "utf-8", newline="")
-    return dict.fromkeys(next(csv.reader(lines, delimiter=delimiter), []), "string")
+    return [(name, "string") for name in next(csv.reader(lines, delimiter=delimiter), [])]
 
 
 def _batches_of_csv(stream: BinaryIO, column: str, block_length: int, delimiter: str = ","):
@@ -209,7 +225,7 @@ def _batches_of_csv(stream: BinaryIO, column: str, block_length: int, delimiter:
     )
 
 
-def _columns_of_json(stream: BinaryIO) -> dict[str, str]:
+def _columns_of_json(stream: BinaryIO) -> list[tuple[str, str]]:
     line = next((line for line in stream if line.strip()), b"{}")
     try:
         row = json.loads(line)
@@ -218,10 +234,10 @@ def _columns_of_json(stream: BinaryIO) -> dict[str, str]:
     if not isinstance(row, dict):
         raise OSError(f"its first line is not an object, but {shorten(row)}")
     texts = (str, type(None))
-    return {
-        name: "string" if isinstance(value, texts) else type(value).__name__
+    return [
+        (name, "string" if isinstance(value, texts) else type(value).__name__)
         for name, value in row.items()
-    }
+    ]
 
 
 def _batches_of_json(stream: BinaryIO, column: str, block_length: int):
@@ -238,13 +254,13 @@ def _batches_of_json(stream: BinaryIO, column: str, block_length: int):
     )
 
 
-def _columns_of_parquet(stream: BinaryIO) -> dict[str, str]:
+def _columns_of_parquet(stream: BinaryIO) -> list[tuple[str, str]]:
     import pyarrow.parquet
 
     schema = pyarrow.parquet.ParquetFile(stream).schema_arrow
-    types = {field.name: field.type for field in schema}
     is_coded = pyarrow.types.is_dictionary
-    return {name: str(t.value_type if is_coded(t) else t) for name, t in types.items()}
+    types = [field.type.value_type if is_coded(field.type) else field.type for field in schema]
+    return list(zip(schema.names, map(str, types), strict=True))
 
 
 def _batches_of_parquet(stream: BinaryIO, column: str, block_length: int):

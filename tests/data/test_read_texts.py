@@ -95,6 +95,32 @@ def test_missing_values_are_empty_texts(tmp_path):
     assert list(read_texts(tmp_path / "a.parquet")) == ["a", ""]
 
 
+@pytest.mark.parametrize("format", [".csv", ".tsv", ".parquet"])
+def test_a_column_of_which_there_are_two_is_refused(tmp_path, format):
+    table = pyarrow.Table.from_arrays([["a"], ["b"], ["c"]], names=["text", "x", "text"])
+    if format == ".parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    else:
+        (tmp_path / f"a{format}").write_bytes(WRITERS[format](table.to_pandas()))
+
+    with pytest.raises(ValueError, match=rf"several columns of this name.*'text' for .*a{format}"):
+        read_texts(tmp_path / f"a{format}")
+    assert list(read_texts(tmp_path / f"a{format}", column="x")) == ["b"]
+
+
+@pytest.mark.parametrize("is_coded", [False, True])
+def test_bytes_in_parquet_that_are_no_text_are_refused_or_replaced(tmp_path, is_coded):
+    buffers = [None, *map(pyarrow.py_buffer, (np.array([0, 1, 3], "int32"), b"ab\xff"))]
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)
+    column = column.dictionary_encode() if is_coded else column
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+
+    with pytest.raises(ValueError, match=r"can't be read: not UTF-8 text.*a\.parquet") as caught:
+        list(read_texts(tmp_path / "a.parquet"))
+    assert caught.type is ValueError
+    assert list(read_texts(tmp_path / "a.parquet", errors="replace")) == ["a", "b\ufffd"]
+
+
 @pytest.mark.parametrize("format", [".csv", ".jsonl", ".parquet"])
 def test_memory_does_not_grow_with_the_table(tmp_path, monkeypatch, format):
     monkeypatch.setattr(tables, "_BLOCK_LENGTH", 2**16)
