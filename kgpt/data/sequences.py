@@ -34,15 +34,19 @@ def cut(ids: list[int], room: int, truncate: str) -> list[int]:
     return ids[max(0, len(ids) - room) :] if truncate == "start" else ids[:room]
 
 
-def warn_of_truncation(number: int, texts, sequence_length: int, truncate: str):
-    """Says how many texts are too long, if any are."""
-    if number:
-        other = "end" if truncate == "start" else "start"
-        warnings.warn(
-            f"{number} of {len(texts)} texts are longer than sequence_length={sequence_length} and "
-            f"lose their {truncate}. Try a larger sequence_length, or truncate={other!r}.",
-            stacklevel=5,
-        )
+def warn_of_truncation(number: int, texts, sequence_length: int, truncate: str | None):
+    """Says how many texts are too long, if any are; None for contexts and their choices."""
+    if not number:
+        return
+    other = "end" if truncate == "start" else "start"
+    what, lose, hint = "texts", f"lose their {truncate}", f", or truncate={other!r}"
+    if truncate is None:
+        what, lose, hint = "contexts with their choices", "lose their start", ""
+    warnings.warn(
+        f"{number} of {len(texts)} {what} are longer than sequence_length={sequence_length} and "
+        f"{lose}. Try a larger sequence_length{hint}.",
+        stacklevel=5,
+    )
 
 
 def pair_sequences(
@@ -79,12 +83,14 @@ def choice_sequences(contexts, choices, tokenizer, sequence_length: int) -> list
     room = sequence_length - 3
     num_choices = len(choices[0])
     encoded = tokenizer.encode_batch([choice for of_one in choices for choice in of_one])
-    sequences = []
+    sequences, number = [], 0
     for i, context in enumerate(tokenizer.encode_batch(contexts)):
-        endings = [ids[:room] for ids in encoded[i * num_choices : (i + 1) * num_choices]]
-        beginning = max(0, len(context) + max(map(len, endings)) - room)
-        context = context[beginning:]
+        endings = encoded[i * num_choices : (i + 1) * num_choices]
+        too_many = max(0, len(context) + max(map(len, endings)) - room)
+        number += too_many > 0
+        context, endings = context[too_many:], [ids[:room] for ids in endings]
         sequences.append([[start, *context, delimiter, *ids, classify] for ids in endings])
+    warn_of_truncation(number, contexts, sequence_length, None)
     return sequences
 
 

@@ -255,7 +255,7 @@ def multiple_choice(
     `[start] context [delimiter] choice [classify]` for each choice, for `kgpt.MultipleChoice`. A
     question belongs at the end of its context. A context that is too long is truncated at its
     beginning, the same for all choices; only a choice that is too long by itself is truncated, at
-    its end.
+    its end. A warning says how many are.
 
     Args:
         contexts: a text for each example.

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from labelled import CLASSIFY, DELIMITER, PLAIN, START, TOKENIZER, ids, rows
@@ -63,6 +65,17 @@ def test_multiple_choice_has_a_sequence_for_each_choice():
     assert rows(data)[0] == [
         [START, *ids("sky"), DELIMITER, *ids(choice), CLASSIFY] for choice in ("blue", "loud", "x")
     ]
+
+
+def test_contexts_that_are_cut_are_warned_of():
+    contexts, choices = ["a sky of many words", "sky", ""], [["a", "b"], ["a", "b"], ["c", "many"]]
+    longest = len(ids(contexts[0])) + 4
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        multiple_choice(contexts, choices, [0, 1, 0], TOKENIZER, sequence_length=longest)
+    with pytest.warns(UserWarning, match=f"^1 of 3 contexts.*length={longest - 1} and lose their"):
+        multiple_choice(contexts, choices, [0, 1, 0], TOKENIZER, sequence_length=longest - 1)
 
 
 def test_an_empty_text_is_start_and_classify():
