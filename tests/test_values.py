@@ -122,6 +122,7 @@ MAKERS = {
     ).from_beginning(**arguments),
     "Tokenizer.train": made(kgpt.Tokenizer.train, files_or_texts=TEXTS, vocabulary_size=265),
     "Tokenizer.from_file": kgpt.Tokenizer.from_file,
+    "Tokenizer.save": lambda **options: tokenizer().save(**options),
     "encode": lambda **arguments: tokenizer().encode("a", **arguments),
     "decode": lambda **arguments: tokenizer().decode([1], **arguments),
     "decode_batch": lambda **arguments: tokenizer().decode_batch(**{"batch": [[1]], **arguments}),
@@ -346,6 +347,7 @@ def test_a_value_that_cannot_be_meant_is_refused(maker, argument, value):
         ("read_texts", "path", lambda: 5, "path must be a path"),
         ("write_tokens", "path", lambda: 5, "path must be a path"),
         ("Tokenizer.from_file", "path", lambda: 5, "path must be a path"),
+        ("Tokenizer.save", "path", lambda: None, "path must be a path"),
         ("ResumableCheckpoint", "folder", lambda: None, "folder must be a path"),
     ],
 )

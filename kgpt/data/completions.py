@@ -181,12 +181,12 @@ def documents(
 def _read_pieces(i: int, pieces) -> list[tuple[str, bool]]:
     """Returns the pieces of conversation `i` as pairs; raises ValueError for anything else."""
     try:
-        pairs = [tuple(piece) for piece in pieces if not isinstance(piece, str)]
+        pairs = [(piece, None) if isinstance(piece, str) else tuple(piece) for piece in pieces]
         types = {(type(text), type(counts)) for text, counts in pairs}
     except (TypeError, ValueError):
         pairs, types = [], set()
     right = all(issubclass(a, str) and issubclass(b, bool | np.bool_) for a, b in types)
-    if not right or not pairs or len(pairs) != len(pieces):
+    if not right or not pairs:
         raise ValueError(
             "A conversation must be a list of pieces (text, counts), of a str and a bool, such as "
             f'[("Hello.", False), (" Hello!", True)]. Received: {pieces!r:.80} at index {i}.'

@@ -194,6 +194,7 @@ class Tokenizer:
         except ValueError as error:
             raise ValueError(f"There is no tokenizer in the file {path}. {error}") from None
 
+    @checked
     def save(self, path: str | os.PathLike) -> None:
         """Writes one JSON file, which `tokenizers.Tokenizer.from_file` can read too.
 

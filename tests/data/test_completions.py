@@ -81,6 +81,14 @@ def test_of_a_conversation_the_pieces_that_count_are_learned():
     ]
 
 
+def test_the_pieces_of_a_conversation_may_come_from_a_generator():
+    pieces = [("ab", False), ("c", True)]
+
+    assert learned(conversations([iter(pieces)], TOKENIZER)) == learned(
+        conversations([pieces], TOKENIZER)
+    )
+
+
 def test_completions_are_conversations_of_two_pieces():
     pieces = [((p, False), (c, True)) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     options = {"prompt_weight": 0.5, "batch_size": 3, "seed": 1, "sequence_length": 8}
