@@ -37,7 +37,8 @@ def paraphrases(split: str = "train", num_pairs: int = 10_000, seed: int = 0) ->
     no word alone: a small PAWS (Zhang et al. 2019).
 
     Args:
-        split: `"train"` or `"validation"`: drawn apart from each other.
+        split: `"train"` or `"validation"`: each drawn by itself, so that pairs may be in both; of
+            10,000 in each 5% are.
         num_pairs: int.
         seed: int. Determines the pairs.
 

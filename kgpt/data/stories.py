@@ -50,7 +50,8 @@ def story_endings(
     another plot.
 
     Args:
-        split: `"train"` or `"validation"`: different stories.
+        split: `"train"` or `"validation"`: different stories; of short ones, which have fewer
+            choices, one in a thousand may be in both.
         num_stories: int.
         seed: int. Determines the stories and the place of the right end.
         short: bool. Whether the stories are of four sentences, of which the last one is the end.

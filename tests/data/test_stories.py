@@ -2,6 +2,7 @@ import itertools
 import re
 import zlib
 
+import numpy as np
 import pytest
 
 from kgpt import data
@@ -115,6 +116,13 @@ def test_paraphrases_have_the_same_words_or_nearly_whatever_their_label():
     assert 200 < columns["labels"].count("same") < 300
     assert columns == data.paraphrases(num_pairs=500)
     assert columns != data.paraphrases("validation", num_pairs=500)
+
+
+def test_of_the_pairs_held_out_one_in_twenty_is_in_training_too():
+    train, validation = (data.paraphrases(split).values() for split in ("train", "validation"))
+
+    seen = set(zip(*train, strict=True))
+    assert 0.04 < np.mean([pair in seen for pair in zip(*validation, strict=True)]) < 0.06
 
 
 BACKWARDS = re.compile(
