@@ -66,8 +66,9 @@ def parse_arguments():
     missing = [needed[name] for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         parser.error(f"packages are missing. Try: pip install {' '.join(missing)}")
-    for name in ("pretraining_steps", "epochs"):
-        if getattr(arguments, name) < 1:
+    for name in ("pretraining_steps", "epochs", "examples"):
+        given = getattr(arguments, name)
+        if given is not None and given < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     return arguments
 

@@ -31,6 +31,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/fast"))
     parser.add_argument("--seed", type=int, default=1337)
     arguments = parser.parse_args()
+    if arguments.column and not arguments.text:
+        parser.error("--column needs the path of a table")
     output, seed = arguments.output, arguments.seed
     keras.utils.set_random_seed(seed)
 

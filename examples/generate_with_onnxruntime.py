@@ -76,6 +76,8 @@ def main():
     parser.add_argument("--prompt", default="The dog")
     parser.add_argument("--max-new-tokens", type=int, default=40)
     arguments = parser.parse_args()
+    if not arguments.prompt or arguments.max_new_tokens < 0:
+        parser.error("--prompt must not be empty, and --max-new-tokens at least 0")
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
 

@@ -30,6 +30,8 @@ def main():
     parser.add_argument("--column", help="the text is a table: read this column of it")
     parser.add_argument("--output", type=Path, default=Path("runs/shakespeare"))
     arguments = parser.parse_args()
+    if arguments.column and not arguments.text:
+        parser.error("--column needs the path of a table")
     output = arguments.output
     keras.utils.set_random_seed(1337)
 

@@ -325,6 +325,10 @@ def untrainable(monkeypatch):
         ("finetune", ["--task", "values", "--validation", "dev.csv"]),
         ("finetune", ["--regression"]),
         ("ablation", ["data", "--epochs", 0]),
+        ("ablation", ["data", "--examples", 0]),
+        ("shakespeare", ["--column", "text"]),
+        ("fast", ["--column", "text"]),
+        ("generate_with_onnxruntime", ["--prompt", ""]),
     ],
 )
 def test_arguments_that_can_not_work_are_refused(untrainable, monkeypatch, capsys, name, arguments):
