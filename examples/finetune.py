@@ -30,7 +30,7 @@ import contextlib
 import math
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,9 +165,6 @@ def own_table(arguments):
         files = {"train": arguments.train}
         if arguments.validation:
             files["validation"] = arguments.validation
-        for file in files.values():
-            if suffix == ".tsv":  # refuses quotes that would join rows
-                deque(kgpt.data.read_texts(file, arguments.text[0]), maxlen=0)
         splits = datasets.load_dataset(FORMATS[suffix], data_files=files, **options)
     else:
         splits = datasets.load_dataset(arguments.train)

@@ -90,10 +90,6 @@ class ResumableBatches(PythonBatches):
             labels and for inputs alone.
         check_vocabulary(vocabulary_size): raises ValueError for ids outside the vocabulary, now or
             when the batch is read that has them.
-
-    Attributes:
-        error: the ValueError or OSError of a batch that could not be read, or None. TensorFlow,
-            which reads in a function of its own, raises another error.
     """
 
     # A Keras data adapter rather than a `PyDataset`, because each iterator must know its own
