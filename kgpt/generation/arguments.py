@@ -55,7 +55,8 @@ def written_vocabulary(model) -> int:
 
 def read_prompts(prompts, name="prompts"):
     """Returns a list of prompts, each str, list or array, and whether it was one prompt alone."""
-    if ops.is_tensor(prompts):
+    is_ragged = hasattr(prompts, "to_list")  # whose array would have zeros in the gaps
+    if ops.is_tensor(prompts) and not is_ragged:
         prompts = ops.convert_to_numpy(prompts)
     if isinstance(prompts, str):
         return [prompts], True
@@ -68,6 +69,9 @@ def read_prompts(prompts, name="prompts"):
     if not isinstance(prompts, list | tuple | np.ndarray) or getattr(prompts, "ndim", 1) == 0:
         is_list_like = isinstance(prompts, Iterable) and not isinstance(prompts, bytes | np.ndarray)
         hint = f" Try {name}=list({name})." if is_list_like else ""
+        ways = [way for way in ("to_list", "tolist", "numpy") if hasattr(prompts, way)]
+        if ways:  # a column of a table, a ragged tensor, a tensor of another backend
+            hint = f" Try {name}={name}.{ways[0]}()."
         raise ValueError(
             f"{name} must be text or token ids, or a list of them. "
             f"Received: {prompts!r} of type {type(prompts).__name__}.{hint}"
@@ -97,9 +101,11 @@ def encode(many, tokenizer, vocabulary_size, name="prompts"):
     for row in rows:
         are_ids = isinstance(row, list | tuple) and all(is_int(i) for i in row)
         if not are_ids or not all(0 <= i < vocabulary_size for i in row):
+            kinds = map(type, row if isinstance(row, list | tuple) else [row])
+            hint = " Bytes become text by decode()." if bytes in kinds else ""
             raise ValueError(
                 f"{name} of token ids must be ints in [0, {vocabulary_size}) along one axis. "
-                f"Received: {row!r:.200}."
+                f"Received: {row!r:.200}.{hint}"
             )
     return [[int(i) for i in row] for row in rows]
 

@@ -2,6 +2,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+import tensorflow as tf
 from full_passes import (
     RAGGED,
     greedy_by_full_passes,
@@ -97,6 +98,8 @@ def test_no_new_tokens_give_the_prompts_back(lm, text_lm):
         ({"token_ids": [[1, 0]], "padding_mask": [[1, 0]]}, {}, "without padding.*padding_mask"),
         ({"input_ids": [[1]], "attention_mask": [[1]]}, {}, "without padding.*attention_mask"),
         (iter([[1]]), {}, r"list_iterator.*prompts=list\(prompts\)"),
+        (tf.ragged.constant([[1, 2], [3]]), {}, r"Ragged.*prompts=prompts\.to_list\(\)"),
+        (np.array([b"the"], object), {}, r"Received: .b'the'.. Bytes become text by decode\(\)"),
         ([1], {"max_new_tokens": -1}, "max_new_tokens=-1"),
         ([1], {"max_new_tokens": 2.0}, "max_new_tokens=2.0"),
         ([1], {"max_new_tokens": True}, "max_new_tokens=True"),
@@ -162,7 +165,7 @@ def test_a_data_frame_is_refused_with_the_column_to_choose(lm):
 
     with pytest.raises(ValueError, match=r"pandas.DataFrame.*prompts=table\['text'\]"):
         lm.generate(frame)
-    with pytest.raises(ValueError, match=r"type Series.*prompts=list\(prompts\)"):
+    with pytest.raises(ValueError, match=r"type Series.*prompts=prompts.to_list\(\)"):
         lm.generate(frame["text"])
 
 
