@@ -124,6 +124,7 @@ def end_of_text(tokenizer):
 class Limits(NamedTuple):
     """What ends a continuation."""
 
+    vocabulary_size: int  # of what can be written
     window: int
     max_new_tokens: int
     min_new_tokens: int
@@ -164,7 +165,7 @@ def read_limits(model, max_new_tokens, min_new_tokens, stop_token_ids, stop):
             f"{vocabulary_size} tokens as stop_token_ids."
         )
     window, stop = model.backbone.max_sequence_length, [] if stop is None else stop
-    return Limits(window, max_new_tokens, min_new_tokens, stops, stop)
+    return Limits(vocabulary_size, window, max_new_tokens, min_new_tokens, stops, stop)
 
 
 def check_stop(stop, many):

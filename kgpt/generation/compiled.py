@@ -39,7 +39,7 @@ NO_OPTIONS = Options()
 def functions_for(model, sampler, options=NO_OPTIONS) -> Functions:
     """Returns the compiled functions for a sampler's settings, cached on the model."""
     vocabulary = written_vocabulary(model)
-    is_known = type(sampler).__module__.startswith("keras_hub.")
+    is_known = _is_of_keras_hub(sampler)
     config = {k: v for k, v in sampler.get_config().items() if k != "seed"} if is_known else {}
     if config.get("k") is not None:  # the k likeliest of fewer tokens are all of them
         config["k"] = min(int(config["k"]), vocabulary)
@@ -50,6 +50,10 @@ def functions_for(model, sampler, options=NO_OPTIONS) -> Functions:
         return _make_functions(model, own, vocabulary, options)
 
     return cached(model, (type(sampler), settings, vocabulary, options), make)
+
+
+def _is_of_keras_hub(sampler) -> bool:
+    return type(sampler).__module__.startswith("keras_hub.")
 
 
 def cached(model, key, make):
@@ -89,7 +93,8 @@ def _make_functions(model, sampler, vocabulary, options):
     def prefill_alone(new_slots, token_ids, lengths):
         return prefill(backbone, token_ids, lengths, new_slots)[0]
 
-    next_tokens = _make_step(run_step, sampler, vocabulary, options)
+    sizes = vocabulary, backbone.vocabulary_size
+    next_tokens = _make_step(run_step, sampler, *sizes, options)
     if is_stepwise(sampler):
         complete = _make_loop(backbone, sampler, next_tokens, options)
     else:
@@ -104,8 +109,12 @@ def _make_functions(model, sampler, vocabulary, options):
 # === One token at a time ===
 
 
-def _make_step(run_step, sampler, vocabulary, options):
+def _make_step(run_step, sampler, vocabulary, read_vocabulary, options):
     """Returns the function that chooses the next token of each row."""
+    is_known = _is_of_keras_hub(sampler)
+
+    def readable(ids):  # what a sampler of one's own may not choose is refused once it is known
+        return ids if is_known else ops.clip(ids, 0, read_vocabulary - 1)
 
     def next_tokens(new_slots, tokens, cache, slot, stops, early, numbers=()):
         """Takes one step.
@@ -125,7 +134,8 @@ def _make_step(run_step, sampler, vocabulary, options):
             filters, `(batch,)`, or (); `tokens` with the next ones; and the cache.
         """
         slot, prompt_slots = ops.cast(slot, "int32"), tokens.shape[1] - new_slots
-        all_logits, _, cache = run_step(_column(tokens, slot), cache, slot, new_slots)
+        last = readable(_column(tokens, slot))
+        all_logits, _, cache = run_step(last, cache, slot, new_slots)
         logits = all_logits[:, :vocabulary]
         if options.has_early:
             logits = ban_stops(logits, stops, slot - prompt_slots + 1 < early)
@@ -134,7 +144,7 @@ def _make_step(run_step, sampler, vocabulary, options):
             logits = filtered(with_numbers(options.filters, numbers), logits, *text)
         chosen = sampler.get_next_token(sampler.compute_probabilities(logits))
         chosen = ops.reshape(ops.cast(chosen, "int32"), (tokens.shape[0],))
-        scores = _log_probabilities(all_logits, chosen) if options.has_scores else ()
+        scores = _log_probabilities(all_logits, readable(chosen)) if options.has_scores else ()
         return chosen, scores, _put(tokens, chosen, slot + 1), cache
 
     return next_tokens

@@ -310,6 +310,7 @@ def _by_windows(run, contexts, finished):
         for row in np.flatnonzero(~finished):
             new, new_scores = tokens[row], scores[row]
             end = next((i for i, token in enumerate(new) if token in limits.stop_token_ids), None)
+            _check_chosen(new[:end], limits)
             found[row][0].extend(new[:end])
             found[row][1].extend(new_scores[:end])
             finished[row] = end is not None
@@ -355,6 +356,17 @@ def _steps(run, contexts):
                 run.states, new_slots, tokens, cache, slot, stops, early, run.numbers
             )
             chosen = ops.convert_to_numpy(chosen).tolist()
+            _check_chosen(chosen, limits)
             yield chosen, ops.convert_to_numpy(scores).tolist() if len(scores) else []
             contexts = [[*row, token] for row, token in zip(contexts, chosen, strict=True)]
         written += count
+
+
+def _check_chosen(tokens, limits):
+    """Raises ValueError for what is no token, which a sampler of one's own can choose."""
+    wrong = [token for token in tokens if not 0 <= token < limits.vocabulary_size]
+    if wrong:
+        raise ValueError(
+            f"A sampler must choose ids in [0, {limits.vocabulary_size}), the columns of the "
+            f"probabilities that it is given. Received: {wrong[0]} from its get_next_token."
+        )

@@ -151,3 +151,24 @@ def test_samples_follow_the_models_probabilities(lm):
     counts = np.bincount([row[-1] for row in rows], minlength=VOCABULARY)
     expected = np.exp(next_log_probabilities(lm, [5, 1, 9]))
     np.testing.assert_allclose(counts / 4000, expected, atol=0.04)
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": "zz"}, {"return_log_probabilities": True}])
+@pytest.mark.parametrize("token", [-3, 10**6])
+def test_what_a_sampler_may_not_choose_is_refused(text_lm, token, options):
+    class Wild(keras_hub.samplers.Sampler):
+        def get_next_token(self, probabilities):
+            return keras.ops.full(probabilities.shape[:1], token)
+
+    size = text_lm.tokenizer.vocabulary_size
+    with pytest.raises(ValueError, match=rf"ids in \[0, {size}\).*Received: {token} from its get_"):
+        text_lm.generate("the", 3, Wild(), **options)
+
+
+def test_beyond_a_window_beams_of_a_prompt_do_not_depend_on_the_others(lm):
+    prompts = [[i % VOCABULARY for i in range(WINDOW - 9)], [4], [8, 8, 20]]
+
+    rows = lm.generate(prompts, 60, sampler="beam", sliding_window=True)
+
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert row == lm.generate(prompt, 60, sampler="beam", sliding_window=True)
