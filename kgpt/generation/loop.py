@@ -10,7 +10,7 @@ from keras import ops
 from kgpt.arguments import checked
 from kgpt.distribution import num_own_shards
 from kgpt.generation import arguments
-from kgpt.generation.arguments import GenerateOptions, Many, One, Prompts
+from kgpt.generation.arguments import GenerateOptions, Many, One, Prompts, is_stepwise
 from kgpt.generation.compiled import Functions, Options, functions_for
 from kgpt.generation.filters import without_numbers
 from kgpt.generation.layout import in_sight, lay_out, sizes
@@ -26,6 +26,7 @@ class Run(NamedTuple):
     tokenizer: object
     limits: arguments.Limits
     numbers: object  # of the filters, as of `without_numbers`
+    looks_ahead: bool  # whether the sampler settles many tokens at once
 
 
 @overload
@@ -223,7 +224,8 @@ def generate(
     states = arguments.random_states(seed, given, sampler)
     filters, numbers = without_numbers(filters)
     options = Options(filters, min_new_tokens > 0, return_log_probabilities)
-    run = Run(functions_for(model, sampler, options), states, model.tokenizer, limits, numbers)
+    functions, looks_ahead = functions_for(model, sampler, options), not is_stepwise(sampler)
+    run = Run(functions, states, model.tokenizer, limits, numbers, looks_ahead)
     if stream:
         return _streamed(run, many[0], starts[0], return_prompt)
     copies = num_return_sequences or 1
@@ -284,9 +286,27 @@ def _continue(run, starts):
 
     On several devices, rows that are finished fill the batch, so that each has as many.
     """
-    contexts = starts + [[0]] * (-len(starts) % num_own_shards())
     write = _by_steps if run.limits.stop else _by_windows
-    return write(run, contexts, np.arange(len(contexts)) >= len(starts))[: len(starts)]
+    found = [None] * len(starts)
+    for rows in _batches(run, starts):
+        contexts = [starts[row] for row in rows]
+        contexts += [[0]] * (-len(rows) % num_own_shards())
+        results = write(run, contexts, np.arange(len(contexts)) >= len(rows))
+        for row, result in zip(rows, results, strict=False):
+            found[row] = result
+    return found
+
+
+def _batches(run, starts):
+    """Returns which rows are written together: all, unless the end of a window decides.
+
+    Where a window ends, a search settles on its best sequence: beyond one, rows that reach the end
+    at different tokens are searched apart, so that no row depends on another.
+    """
+    lengths = [len(in_sight(start, run.limits.window)) for start in starts]
+    if not run.looks_ahead or max(lengths) + run.limits.max_new_tokens <= run.limits.window:
+        return [range(len(starts))]
+    return [[row for row, one in enumerate(lengths) if one == n] for n in sorted(set(lengths))]
 
 
 def _by_windows(run, contexts, finished):
