@@ -26,6 +26,7 @@ _FOREIGN = {
     "lora_alpha": ("alpha",),
     "target_layer_names": ("target_modules",),
     "num_blocks": ("n_transfer",),
+    "dtype": ("torch_dtype",),
     "path": ("filepath",),
     "steps": ("num_training_steps", "max_steps", "max_iters", "lr_decay_iters", "decay_steps"),
     "learning_rate": ("lr", "max_lr", "initial_learning_rate"),
@@ -82,6 +83,13 @@ _NOT_BESIDE = {
         "keras.ops.softmax(logits). The body's is an argument of kgpt.GPTBackbone.",
         "dtype": "It is the backbone's: try kgpt.GPTBackbone(..., dtype=...).",
     },
+    "cache_dir": {
+        "subfolder": "Try the path of the folder itself.",
+        "device_map": "Keras places the tensors.",
+        "trust_remote_code": "Nothing in the files is run.",
+        "token": "It is the one of `hf auth login`.",
+    },
+    "load_weights": dict.fromkeys(("revision", "cache_dir"), "kgpt.from_huggingface has it."),
     "jit_compile": {
         "sampler": "It belongs to the call: try lm.generate(..., sampler=...).",
     },

@@ -1,8 +1,8 @@
 """Models from and to the folders of Hugging Face's transformers."""
 
+import inspect
 import json
 import os
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,38 +10,29 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kgpt.arguments import RULES, checked, refuse
+from kgpt.arguments import RULES, checked, named_parameters
 from kgpt.convert import configs
+from kgpt.convert.hub import FILES, downloaded
 from kgpt.convert.weights import (
     check_size,
     find_tensors,
-    import_extra,
     named_weights,
     read_weights,
     write_weights,
 )
-from kgpt.files import MANIFEST, check_free_space, check_manifest, files_written_whole
+from kgpt.files import check_free_space, check_manifest, files_written_whole
 from kgpt.initializers import starting_at_zero
 from kgpt.kernels.platform import checked_policy
+from kgpt.keywords import check_keywords
 from kgpt.models import GPTBackbone, MultipleChoice, TextClassifier, TextRegressor
 from kgpt.models.whole_model import num_bytes
 from kgpt.reading import errors_name, read_json
 from kgpt.tokenizer import Tokenizer
 from kgpt.tokenizer.gpt1_words import gpt1_rules
 
-ON_HUB = "hf://"  # before the name of a repository, so that it is not one of a folder
-FILES = [
-    "config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-]
 _OUTDATED = [*FILES, "generation_config.json", "special_tokens_map.json"]
+# What may be chosen for a body in place of the config's: no weight depends on it.
+_FREE = ("name", "trainable", "activation", "layer_norm_epsilon", "attention_dropout", "recompute")
 
 
 # === From a folder or the hub ===
@@ -77,7 +68,7 @@ def from_huggingface(
         revision: branch, tag or commit on the hub.
         cache_dir: the hub's cache; its own default if None.
         **head_options: arguments of the head's class in place of the config's, such as
-            `num_classes` for a fresh `TextClassifier`.
+            `num_classes` for a fresh `TextClassifier`; of a body those that no weight depends on.
 
     Returns:
         `CausalLM` or another head, with its `backbone` and `tokenizer`; or a `GPTBackbone`.
@@ -85,7 +76,9 @@ def from_huggingface(
     Raises:
         ValueError: for what the config asks for and kgpt lacks; for tensors that are missing,
             unknown or of another shape; and for a tokenizer of another kind.
-        FileNotFoundError: if there is no such folder, no config or no weights in this format.
+        TypeError: for keywords that are no arguments, with the one that was probably meant.
+        FileNotFoundError: if there is no such folder, no config or no weights in this format, or
+            the hub can't be reached and its cache has not the files.
         ImportError: if safetensors or huggingface_hub is not installed.
 
     Example:
@@ -122,6 +115,7 @@ def read_model(
             task = configs.task_in_files(config, tensors)
         has_head = configs.has_head(task, config, tensors)
         own = configs.head_options(task, config, tensors) if has_head else {}
+    _check_options(task, of_head)
     of_head, is_kept = configs.chosen(own, of_head)
     has_head = has_head and is_kept
     options |= of_body
@@ -141,6 +135,21 @@ def read_model(
     return model
 
 
+def _check_options(task, options):
+    """Raises an error for what can't be chosen for a model of this kind beside its files."""
+    known = named_parameters(inspect.signature(configs.MODELS[task].__init__))
+    known = [*(name for name in known if name != "backbone"), "name", "trainable"]
+    unknown = [name for name in options if name not in known]
+    own = named_parameters(inspect.signature(from_huggingface))
+    check_keywords("from_huggingface", [*own, *known], unknown)
+    fixed = [name for name in options if task == "backbone" and name not in _FREE]
+    if fixed:
+        raise ValueError(
+            f"{fixed[0]} is given by the files. Received: {fixed[0]}={options[fixed[0]]!r}. Leave "
+            "it out, or try GPTBackbone.from_preset(folder, load_weights=False) with it."
+        )
+
+
 def options_in(folder: Path, task: str | None) -> tuple[dict, dict]:
     """Returns the arguments of the body in a folder, and of a head of this kind."""
     with errors_name(folder / "config.json"):
@@ -154,26 +163,6 @@ def folder_has_head(folder: Path, task: str) -> bool:
     """Returns whether a folder has a head of this kind."""
     with errors_name(folder / "config.json"):
         return configs.has_head(task, _read_config(folder), find_tensors(folder))
-
-
-def downloaded(name_or_folder, revision=None, cache_dir=None, files=(*FILES, MANIFEST)) -> Path:
-    """Returns the folder itself, or the one in the hub's cache after the download."""
-    if not isinstance(name_or_folder, str | os.PathLike):
-        hint = 'Try "openai-community/gpt2", or the path of a folder.'
-        refuse("name_or_folder", name_or_folder, "a repository's name or a path", hint, TypeError)
-    given = os.fspath(name_or_folder)
-    name = given.removeprefix(ON_HUB)
-    if given == name and Path(name).is_dir():
-        return Path(name)
-    if not isinstance(name_or_folder, str) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise FileNotFoundError(
-            "name_or_folder must be a folder that exists, or the name of a repository on the hub, "
-            f'such as "openai-community/gpt2". Received: {given!r}.'
-        )
-    hub = import_extra("huggingface_hub")
-    return Path(
-        hub.snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=files)
-    )
 
 
 def _read_if_there(path) -> dict:

@@ -1,6 +1,5 @@
 """Presets as keras-hub has them: a name, a folder or a handle on the hub -> a model, and back."""
 
-import contextlib
 import difflib
 import inspect
 import os
@@ -12,15 +11,8 @@ from pathlib import Path
 from kgpt.arguments import check_keywords, named_parameters, refuse
 from kgpt.console import show
 from kgpt.convert import configs
-from kgpt.convert.huggingface import (
-    FILES,
-    ON_HUB,
-    downloaded,
-    folder_has_head,
-    options_in,
-    read_model,
-    to_huggingface,
-)
+from kgpt.convert.hub import FILES, ON_HUB, downloaded
+from kgpt.convert.huggingface import folder_has_head, options_in, read_model, to_huggingface
 from kgpt.convert.keras_file import load_keras_file
 from kgpt.convert.model_card import model_card
 from kgpt.convert.weights import import_extra
@@ -64,10 +56,8 @@ def load(cls, name, load_weights: bool, options: dict):
                 f"{fixed[0]}={of_body[fixed[0]]!r}, load_weights=True. Leave it out, or pass "
                 "load_weights=False for new weights."
             )
-    with _hub_errors(name):
-        source = downloaded(
-            source, files=(*FILES, MANIFEST, _MODEL_FILE) if load_weights else _OF_SIZES
-        )
+    files = (*FILES, MANIFEST, _MODEL_FILE) if load_weights else _OF_SIZES
+    source = downloaded(source, files=files, argument="preset", name=name)
     if os.path.lexists(source / _MODEL_FILE):
         return _from_keras_file(cls, source / _MODEL_FILE, load_weights, of_body, of_head)
     if not load_weights:
@@ -148,7 +138,7 @@ def _parted(cls, options) -> tuple[dict, dict]:
     known = [*head, *(p for p in body if p not in head)]
     unknown = [name for name in options if name not in known]
     if unknown:
-        check_keywords(f"{cls.__name__}.from_preset", known, unknown)
+        check_keywords(f"{cls.__name__}.from_preset", ["load_weights", *known], unknown)
     of_head = {name: value for name, value in options.items() if name in head}
     return {k: v for k, v in options.items() if k not in of_head}, of_head
 
@@ -163,22 +153,6 @@ def _refuse_name(name):
         f"There is no preset and no folder of this name. Received: {name!r}. {hint}A preset is one "
         f"of {', '.join(PRESETS)}; a folder; or a handle on the hub, hf://organization/name."
     )
-
-
-@contextlib.contextmanager
-def _hub_errors(name):
-    """Inside, what the hub can't give ends in one line that says how to bring the files."""
-    try:
-        yield
-    except Exception as error:
-        kind = type(error)
-        if not kind.__module__.startswith(("huggingface_hub", "requests", "httpx", "urllib3")):
-            raise
-        raise FileNotFoundError(
-            f"The files of {name!r} are not in the hub's cache, and the hub could not give "
-            f"them ({kind.__name__}). Bring the folder with config.json, model.safetensors and "
-            "the tokenizer's files from a machine that is online, and pass its path."
-        ) from None
 
 
 def save(model, folder, **card):

@@ -231,6 +231,29 @@ def test_an_unknown_task_is_refused(folder):
         from_huggingface(folder, "translation")
 
 
+@pytest.mark.parametrize(
+    ("task", "keyword", "message"),
+    [
+        ("auto", "torch_dtype", r"from_huggingface\(\) has no argument.*Did you mean dtype\?"),
+        ("auto", "subfolder", "the path of the folder itself"),
+        ("auto", "zzz", "It has name_or_folder, task,.* cache_dir, tokenizer, sequence_length"),
+        ("text_classifier", "num_labels", r"Did you mean num_classes\?"),
+        ("backbone", "n_layer", r"from_huggingface\(\) has no argument.*Did you mean"),
+    ],
+)
+def test_a_keyword_that_is_no_argument_is_refused_by_name(folder, task, keyword, message):
+    with pytest.raises(TypeError, match=message):
+        from_huggingface(folder, task, **{keyword: 2})
+
+
+@pytest.mark.parametrize("option", ["num_layers", "rotary_positions", "zero_init_residual"])
+def test_what_the_files_give_is_not_chosen_for_a_body(folder, option):
+    with pytest.raises(ValueError, match=f"{option} is given by the files. Received: {option}=1"):
+        from_huggingface(folder, "backbone", **{option: 1})
+
+    assert from_huggingface(folder, "backbone", layer_norm_epsilon=1e-3).layer_norm_epsilon == 1e-3
+
+
 def test_a_dtype_is_that_of_the_model(folder):
     lm = from_huggingface(folder, dtype="bfloat16")
 

@@ -145,9 +145,16 @@ class TestNames:
 
         monkeypatch.setattr(hub, "snapshot_download", offline)
 
-        with pytest.raises(FileNotFoundError, match=r"Bring the folder with config\.json") as error:
-            kgpt.CausalLM.from_preset("gpt2")
-        assert "\n" not in str(error.value)
+        for read in (kgpt.CausalLM.from_preset, kgpt.from_huggingface):
+            with pytest.raises(FileNotFoundError, match=r"Bring the folder with conf") as error:
+                read("gpt2")
+            assert "\n" not in str(error.value)
+
+    def test_what_is_no_handle_is_refused_under_the_arguments_name(self):
+        with pytest.raises(FileNotFoundError, match=r'preset must be .* such as "hf://openai-co'):
+            kgpt.CausalLM.from_preset("hf://a/b/c")
+        with pytest.raises(TypeError, match=r"argument 'revision'. kgpt.from_huggingface has it"):
+            kgpt.CausalLM.from_preset("gpt2", revision="main")
 
 
 class TestFolders:
