@@ -5,6 +5,7 @@ import os
 
 import ml_dtypes  # comes with Keras
 import numpy as np
+from keras.src.backend.common import global_state
 
 from kgpt.reading import check_finite
 
@@ -121,4 +122,14 @@ def check_layers(store, body):
             f"weights in {len(found)} layers of the body, {', '.join(found)[:300]}, for a model "
             f"with {expected}: num_layers={body.num_layers}, norm_first={body.norm_first}, "
             f"rotary_positions={body.rotary_positions}, query_key_norm={body.query_key_norm}."
+        )
+
+
+def refuse_whole_model(model):
+    """Raises ValueError if Keras asks for a model's config to write all of it into HDF5."""
+    if global_state.get_global_attribute("use_legacy_config"):
+        raise ValueError(
+            "In HDF5 Keras can't load models of classes of their own. Received: a "
+            f"{type(model).__name__} for such a file. Try model.save('model.keras'), or, for the "
+            "weights alone, model.save_weights('model.weights.h5')."
         )

@@ -11,6 +11,7 @@ from kgpt import recipes
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.filling import counting, num_rows, take_filling
 from kgpt.data.updates import take_share
+from kgpt.hdf5 import refuse_whole_model
 from kgpt.kernels.platform import gradients_freed_with_graph, num_replicas
 from kgpt.locks import locked
 from kgpt.models import checks, compiling, fitting, on_batch, step_functions
@@ -342,6 +343,7 @@ class Task(WholeModel, keras.Model):
     # === Config ===
 
     def get_config(self):
+        refuse_whole_model(self)
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "tokenizer": keras.saving.serialize_keras_object(self.tokenizer),

@@ -485,3 +485,17 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, name, dtype):
 
     with pytest.raises(ValueError, match=r"NaN or infinity in .*attention.* of the file"):
         read(tmp_path / name)
+
+
+def test_a_model_is_not_written_into_hdf5_by_the_function_either(tmp_path):
+    backbone = kgpt.GPTBackbone(11, 1, 2, 8, max_sequence_length=6)
+    token_ids = keras.Input((None,), dtype="int32")
+    plain = keras.Model(token_ids, keras.layers.Dense(2)(backbone(token_ids)))
+
+    with pytest.raises(ValueError, match=r"HDF5 .* a CausalLM .*save\('model\.keras'\)"):
+        keras.saving.save_model(kgpt.CausalLM(backbone), tmp_path / "lm.h5")
+    keras.saving.save_model(plain, tmp_path / "plain.h5")  # a body in a plain model is read
+
+    read = keras.saving.load_model(tmp_path / "plain.h5")
+    ids = np.array([[1, 2, 3]])
+    np.testing.assert_allclose(to_numpy(read(ids)), to_numpy(plain(ids)), atol=1e-6)
