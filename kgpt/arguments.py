@@ -362,8 +362,11 @@ def _further(signature, passes_on) -> dict:
 
 def _as_called(function, args, known) -> tuple:
     """Returns a function's name and its arguments'; of a class derived from ours, its own."""
-    if function.__name__ != "__init__":
-        return function.__qualname__, known
+    name = function.__name__
+    if name != "__init__":
+        owner = type(args[0]) if args else None
+        is_method = inspect.unwrap(getattr(owner, name, None)) is inspect.unwrap(function)
+        return f"{owner.__name__}.{name}" if is_method else function.__qualname__, known
     derived = type(args[0])
     return derived.__name__, {**named_parameters(inspect.signature(derived.__init__)), **known}
 

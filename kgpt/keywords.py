@@ -64,6 +64,10 @@ _NOTES = {
     "num_beams": 'Try sampler="beam", or keras_hub.samplers.BeamSampler(num_beams=4).',
     "penalty_alpha": 'Try sampler="contrastive", or keras_hub.samplers.ContrastiveSampler(k=4).',
 }
+_OF_THE_OPTIMIZER = dict.fromkeys(
+    ("learning_rate", "lr", "weight_decay"),
+    "It belongs to the optimizer: try compile(kgpt.recipes.AdamW(learning_rate=...)).",
+)
 # What the functions with a certain argument do not have.
 _NOT_BESIDE = {
     "allow_special": {
@@ -75,8 +79,12 @@ _NOT_BESIDE = {
         ),
     },
     "validation_split": {
-        name: "It belongs to the optimizer: try compile(kgpt.recipes.AdamW(learning_rate=...))."
-        for name in ("learning_rate", "lr", "optimizer", "weight_decay")
+        **_OF_THE_OPTIMIZER,
+        "optimizer": "It belongs to compile: try compile(optimizer).",
+    },
+    "stride": {
+        "scoring_mode": 'Try reduction="none" for each token; logits are lm(token_ids).',
+        "target_ids": "The target of a token is the next one.",
     },
     "backbone": {
         "activation": "The outputs are as they come, logits for classes: try "
@@ -91,6 +99,7 @@ _NOT_BESIDE = {
     },
     "load_weights": dict.fromkeys(("revision", "cache_dir"), "kgpt.from_huggingface has it."),
     "jit_compile": {
+        **_OF_THE_OPTIMIZER,
         "sampler": "It belongs to the call: try lm.generate(..., sampler=...).",
     },
     "prompts": {

@@ -266,3 +266,22 @@ def test_a_tokenizer_says_what_it_does_in_place_of_transformers_keywords(keyword
     for encode in (tokenizer().encode, tokenizer()):
         with pytest.raises(TypeError, match=f"no argument '{keyword}'. .*{words}"):
             encode("a", **{keyword: True})
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda lm: lm.compile(lr=1),
+            r"CausalLM\.compile\(\) .* 'lr'. It belongs to the optimizer",
+        ),
+        (lambda lm: lm.generate([1], maximum=1), r"CausalLM\.generate\(\) has no argument"),
+        (lambda lm: lm.score([1], scoring_mode="loss"), 'CausalLM.score.*reduction="none"'),
+        (lambda lm: lm.score([1], target_ids=[1]), "is the next one"),
+        (lambda lm: tokenizer().encode("a", zzz=1), r"Tokenizer\.encode\(\) has no argument 'zzz'"),
+        (lambda lm: kgpt.data.windows("a", zzz=1), r"^windows\(\) has no argument 'zzz'"),
+    ],
+)
+def test_a_method_is_named_with_its_class(backbone, call, words):
+    with pytest.raises(TypeError, match=words):
+        call(kgpt.CausalLM(backbone))
