@@ -6,7 +6,7 @@ from keras import ops
 
 from kgpt.data.text_sources import is_text
 from kgpt.kernels.platform import check_shape_of, dynamic_shape, has_static_rank
-from kgpt.models.checks import as_array
+from kgpt.models.checks import as_array, check_ids
 
 
 def refuse_texts(inputs):
@@ -89,6 +89,21 @@ def check_whole(inputs):
             "Token ids must be ints, as a tokenizer returns them. "
             f"Received: {parts.flat[0]} among them, of dtype {ids.dtype}."
         )
+
+
+def check_known(inputs, vocabulary_size: int):
+    """Raises ValueError for an array of ids that the vocabulary lacks, except for padding.
+
+    Tensors pass: to look at their values would be to wait for the device.
+    """
+    columns = inputs if isinstance(inputs, dict) else {"token_ids": inputs}
+    ids, mask = columns.get("token_ids"), columns.get("padding_mask")
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
+        return
+    if isinstance(mask, np.ndarray) and mask.shape == ids.shape:
+        ids = ids[mask.astype("bool")]
+    if ids.size:
+        check_ids("token_ids", ids, vocabulary_size)
 
 
 def widened(ids):

@@ -21,6 +21,7 @@ from kgpt.hdf5 import SafeFile, check_layers, check_numbers
 from kgpt.kernels.platform import is_in_parts
 from kgpt.locks import locked
 from kgpt.models import freezing, lora, lora_files, resize
+from kgpt.models.inputs import check_known
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
 
 
@@ -56,6 +57,10 @@ class WholeModel:
         # On TensorFlow an attribute that has the value already is left alone, and so would be the
         # layers that `freeze` has frozen.
         return type(self).trainable.fset(self, value)
+
+    def __call__(self, inputs, *args, **kwargs):
+        check_known(inputs, freezing.body_of(self).vocabulary_size)
+        return super().__call__(inputs, *args, **kwargs)
 
     def _run_through_graph(self, inputs, **functions):
         # Keras asks `operation_fn` for something to call, and only to clone for a new operation.

@@ -499,3 +499,17 @@ def test_a_model_is_not_written_into_hdf5_by_the_function_either(tmp_path):
     read = keras.saving.load_model(tmp_path / "plain.h5")
     ids = np.array([[1, 2, 3]])
     np.testing.assert_allclose(to_numpy(read(ids)), to_numpy(plain(ids)), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [-1, 11])
+@pytest.mark.parametrize("kind", [kgpt.CausalLM, kgpt.TextRegressor])
+def test_arrays_of_ids_that_the_vocabulary_lacks_are_refused_in_a_call(kind, wrong):
+    backbone = kgpt.GPTBackbone(11, 1, 2, 8, max_sequence_length=6)
+    ids, mask = np.array([[1, 2, wrong]]), np.array([[True, True, False]])
+
+    for model in (backbone, kind(backbone)):
+        for inputs in (ids, {"token_ids": ids}, {"token_ids": ids, "padding_mask": ids != 1}):
+            with pytest.raises(ValueError, match=r"in token_ids must lie in \[0, 11\)"):
+                model(inputs)
+        if wrong < 0:  # which padding may be
+            model({"token_ids": ids, "padding_mask": mask})
