@@ -93,8 +93,8 @@ def classification_scores(labels, logits, sample_weight=None) -> dict[str, float
         correlation is CoLA's score; where all predictions are the same it is 0.
 
     Raises:
-        ValueError: for shapes that do not fit each other, labels that are no classes, and logits
-            that are not finite.
+        ValueError: for shapes that do not fit each other, labels that are no classes, logits that
+            are not finite, and weights by which nothing counts.
         ImportError: if scikit-learn is not installed.
 
     Example:
@@ -103,9 +103,9 @@ def classification_scores(labels, logits, sample_weight=None) -> dict[str, float
     from sklearn import metrics
 
     labels, logits = np.asarray(labels).reshape(-1), _finite("logits", logits)
-    if logits.ndim != 2 or len(logits) != len(labels):
+    if logits.ndim != 2 or len(logits) != len(labels) or not len(labels):
         raise ValueError(
-            "labels must have shape (examples,) and logits (examples, classes). "
+            "labels must have shape (examples,) and logits (examples, classes), of one at least. "
             f"Received: shapes {labels.shape} and {logits.shape}."
         )
     wrong = ~np.isin(labels, np.arange(logits.shape[1])) | (labels.dtype.kind in "US")
@@ -116,7 +116,8 @@ def classification_scores(labels, logits, sample_weight=None) -> dict[str, float
             f"Received: {labels[i]!r} at index {i}. Names become numbers by class_names.index."
         )
     labels = labels.astype("int64")
-    columns = {"y_true": labels, "y_pred": logits.argmax(axis=-1), "sample_weight": sample_weight}
+    weights = _weights(sample_weight, len(labels))
+    columns = {"y_true": labels, "y_pred": logits.argmax(axis=-1), "sample_weight": weights}
     average = "binary" if logits.shape[1] == 2 else "macro"
     return {
         "accuracy": float(metrics.accuracy_score(**columns)),
@@ -143,8 +144,8 @@ def multi_label_scores(
         average precision, the area under the steps of precision over recall.
 
     Raises:
-        ValueError: for shapes that do not fit each other, labels without a 1, and logits that are
-            not finite.
+        ValueError: for shapes that do not fit each other, labels without a 1, logits that are not
+            finite, and weights by which nothing counts.
         ImportError: if scikit-learn is not installed.
 
     Example:
@@ -153,12 +154,13 @@ def multi_label_scores(
     from sklearn import metrics
 
     labels, logits = np.asarray(labels), _finite("logits", logits)
-    if logits.ndim != 2 or logits.shape != labels.shape or not labels.any():
+    is_right = logits.ndim == 2 and logits.shape == labels.shape
+    if not is_right or not np.isin(labels, (0, 1)).all() or not labels.any():
         raise ValueError(
-            "labels and logits must have one shape, (examples, classes), and labels a 1 somewhere. "
-            f"Received: shapes {labels.shape} and {logits.shape}, {int(labels.sum())} labels of 1."
+            "labels and logits must have one shape, (examples, classes), and labels be 0 and 1. "
+            f"Received: shapes {labels.shape} and {logits.shape}, labels {np.unique(labels)!s:.60}."
         )
-    weights = {"sample_weight": sample_weight}
+    weights = {"sample_weight": _weights(sample_weight, len(labels))}
     predicted = logits > np.log(threshold / (1 - threshold))
 
     def f1(average):
@@ -205,6 +207,19 @@ def regression_scores(targets, outputs) -> dict[str, float]:
         return float(np.mean([correlation(t, o)[0] if _vary(t, o) else 0.0 for t, o in columns]))
 
     return {"pearson": mean(stats.pearsonr), "spearman": mean(stats.spearmanr)}
+
+
+def _weights(sample_weight, num_examples):
+    """Returns weights as float64; raises ValueError for those by which nothing can be counted."""
+    if sample_weight is None:
+        return None
+    weights = _finite("sample_weight", sample_weight)
+    if weights.shape != (num_examples,) or weights.min() < 0 or not weights.any():
+        raise ValueError(
+            f"sample_weight must have shape ({num_examples},), no number below 0 and not all 0. "
+            f"Received: shape {weights.shape}, {weights!s:.60}."
+        )
+    return weights
 
 
 def _vary(*columns):

@@ -158,6 +158,7 @@ def test_weights_of_examples_count():
         (metrics.multi_label_scores, [(3, 2), (3, 3)]),
         (metrics.multi_label_scores, [(3,), (3,)]),
         (metrics.multi_label_scores, [(3, 2), (3, 2)]),
+        (metrics.classification_scores, [(0,), (0, 2)]),
         (metrics.regression_scores, [(3,), (3, 2)]),
         (metrics.regression_scores, [(1,), (1, 1)]),
     ],
@@ -199,3 +200,20 @@ def test_shapes_that_do_not_fit_are_refused(score, shapes):
 def test_what_has_no_score_is_refused(score, right, predicted, message):
     with pytest.raises(ValueError, match=message):
         score(right, predicted)
+
+
+@needs_scores
+@pytest.mark.parametrize("weights", [[1.0], [0, 0], [-1, 2], [1, np.nan], ["a", "b"]])
+def test_weights_by_which_nothing_counts_are_refused(weights):
+    for score, labels in (
+        (metrics.classification_scores, [0, 1]),
+        (metrics.multi_label_scores, np.eye(2)),
+    ):
+        with pytest.raises(ValueError, match="sample_weight must "):
+            score(labels, np.eye(2), sample_weight=weights)
+
+
+@needs_scores
+def test_labels_of_several_classes_are_0_and_1():
+    with pytest.raises(ValueError, match=r"labels be 0 and 1.*\[0\. 2\.\]"):
+        metrics.multi_label_scores(2 * np.eye(2), np.eye(2))
