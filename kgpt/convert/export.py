@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 from keras import ops
 
+from kgpt.arguments import flag
 from kgpt.console import show
 from kgpt.files import check_free_space, files_written_whole, make_folder, written_whole
 from kgpt.keywords import check_keywords
@@ -86,6 +87,7 @@ def export(
         [logits] = session.run(["outputs"], {"token_ids": token_ids})
     """
     path = _check(model, path, format, kwargs)
+    padding_mask = None if padding_mask is None else flag("padding_mask", padding_mask)
     shape = model.input["token_ids"].shape[1:]
     if padding_mask is None:
         padding_mask = len(shape) > 1

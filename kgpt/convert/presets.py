@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from kgpt.arguments import check_keywords, named_parameters, refuse
+from kgpt.arguments import check_keywords, flag, named_parameters, refuse, string
 from kgpt.console import show
 from kgpt.convert import configs
 from kgpt.convert.hub import FILES, ON_HUB, downloaded
@@ -184,6 +184,7 @@ def _write_model(model, folder):
 
 def push(model, repo_id, private, token, card) -> str:
     """Uploads what `save` writes, and returns the address."""
+    repo_id, private = string("repo_id", repo_id), flag("private", private)
     hub = import_extra("huggingface_hub")
     api = hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as parent:

@@ -267,6 +267,9 @@ def read_options(sampler="auto", max_new_tokens=100, min_new_tokens=0, **options
             "min_new_tokens must not exceed max_new_tokens. "
             f"Received: min_new_tokens={min_new_tokens}, max_new_tokens={max_new_tokens}."
         )
+    seed = options.get("seed")
+    if seed is not None and seed >= 2**31:
+        raise ValueError(f"seed must be an int in [0, 2**31). Received: seed={seed}.")
     others = ("stop", "num_return_sequences", "return_log_probabilities")
     others = {name: options.get(name) for name in others}
     filters = Filters(*(options.get(name) for name in Filters._fields))
@@ -374,8 +377,6 @@ def random_states(seed, given, sampler):
         return sampler.variables
     if seed is None:
         seed = random.randint(1, 10**9)  # as Keras's own: `keras.utils.set_random_seed` decides it
-    if seed >= 2**31:
-        raise ValueError(f"seed must be an int in [0, 2**31). Received: seed={seed}.")
     return [RandomState(seed + i) for i in range(len(sampler.variables))]
 
 

@@ -66,6 +66,11 @@ def checked_policy(dtype=None):
             "dtype must be a dtype policy of Keras, or the name of one. "
             f'Received: dtype={dtype!r:.80}. Try "float32" or "mixed_bfloat16".'
         ) from None
+    if isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy):
+        raise ValueError(
+            f"A model is quantized once it is made. Received: dtype={policy.name!r}. Try "
+            f'dtype="float32", and model.quantize({policy.quantization_mode!r}) afterwards.'
+        )
     dtypes = {policy.compute_dtype, policy.variable_dtype}
     if not dtypes <= {"float16", "bfloat16", "float32", "float64"}:
         raise ValueError(

@@ -132,6 +132,7 @@ def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = N
     Raises:
         ImportError: if huggingface_hub is not installed.
         TypeError: for words that `kgpt.model_card` lacks, before anything is uploaded.
+        ValueError: for a `private` that is no bool, and a repository that is no str.
 
     Example:
         lm.push_to_hub("user/my-model", private=True, language="en")

@@ -84,6 +84,7 @@ def test_several_samples_for_a_prompt_are_printed_one_by_one(tokenizer, rows, ca
     [
         ({}, "Try sliding_window=True, or max_new_tokens="),
         ({"max_new_tokens": 2, "stop_token_ids": [300]}, "stop_token_ids must be"),
+        ({"max_new_tokens": 2, "seed": 2**31}, "seed must be an int"),
         ({"max_new_tokens": 2, "tokenizer": None}, "tokenizer=None. Try"),
         ({"max_new_tokens": 2, "head": True}, "a kgpt.CausalLM. Received: a TextClassifier"),
     ],

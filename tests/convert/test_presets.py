@@ -372,3 +372,12 @@ def test_push_to_hub_uploads_what_from_preset_opens(monkeypatch, tmp_path, optio
     assert (fresh.num_layers, fresh.query_key_norm) == (1, bool(options))
     opened = kgpt.CausalLM.from_preset("hf://me/name")
     np.testing.assert_allclose(outputs(opened), outputs(lm), atol=1e-6)
+
+
+def test_arguments_of_an_upload_are_refused_before_it(folder):
+    lm = kgpt.CausalLM.from_preset(folder)
+
+    with pytest.raises(ValueError, match=r"private must be a bool. Received: private='no'"):
+        lm.push_to_hub("me/name", private="no")
+    with pytest.raises(ValueError, match=r"repo_id must be a str. Received: repo_id=None"):
+        lm.push_to_hub(None)

@@ -308,3 +308,8 @@ def test_float64_without_64_bit_numbers_is_refused_where_the_model_is_made():
 def test_a_policy_without_floats_is_refused():
     with pytest.raises(ValueError, match=r"dtype='int32'.*Try one of"):
         make_backbone("int32")
+
+
+def test_a_quantized_policy_is_refused_with_the_way_to_quantize():
+    with pytest.raises(ValueError, match=r"dtype='int8_from_float32'.*model.quantize\('int8'\)"):
+        make_backbone("int8_from_float32")
