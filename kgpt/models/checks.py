@@ -205,6 +205,13 @@ def _num_rows(column) -> int | None:
     return int(shape[0]) if isinstance(shape, tuple | list) and len(shape) else None
 
 
+def refuse_ragged(name: str, value):
+    """Raises ValueError for a ragged tensor, whose gaps Keras fills with the token 0."""
+    if hasattr(value, "row_splits"):
+        hint = f"Try {name}.to_tensor(), and a padding_mask that is True for the real tokens."
+        refuse(name, value, "rows of one length", hint)
+
+
 def as_arrays(name: str, value):
     """Returns lists of numbers, or of lists of them, as arrays, and in a dict too; else the value.
 
@@ -220,6 +227,7 @@ def as_arrays(name: str, value):
         refuse(name, value, "arrays, texts or batches", hint)
     if hasattr(value, "to_numpy") and len(getattr(value, "shape", ())) == 2:
         return value.to_numpy()
+    refuse_ragged(name, value)
     check_no_table(name, value)
     if not isinstance(value, list):
         return value

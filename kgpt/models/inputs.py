@@ -6,11 +6,12 @@ from keras import ops
 
 from kgpt.data.text_sources import is_text
 from kgpt.kernels.platform import check_shape_of, dynamic_shape, has_static_rank
-from kgpt.models.checks import as_array, check_ids
+from kgpt.models.checks import as_array, check_ids, refuse_ragged
 
 
 def refuse_texts(inputs):
-    """Raises ValueError for texts, where token ids are expected."""
+    """Raises ValueError for texts, and for ragged rows, where token ids are expected."""
+    refuse_ragged("token_ids", inputs.get("token_ids") if isinstance(inputs, dict) else inputs)
     if not isinstance(inputs, dict) and is_text(inputs):
         raise ValueError(
             "Texts go into fit, evaluate and predict, as a list, an array, a column or a "

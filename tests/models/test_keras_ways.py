@@ -513,3 +513,13 @@ def test_arrays_of_ids_that_the_vocabulary_lacks_are_refused_in_a_call(kind, wro
                 model(inputs)
         if wrong < 0:  # which padding may be
             model({"token_ids": ids, "padding_mask": mask})
+
+
+def test_ragged_rows_are_refused_whose_gaps_would_be_tokens():
+    ragged = pytest.importorskip("tensorflow").ragged.constant([[1, 2, 3], [4]])
+    lm = kgpt.CausalLM(kgpt.GPTBackbone(11, 1, 2, 8, max_sequence_length=6))
+
+    for run in (lm, lm.backbone, lm.fit, lm.evaluate, lm.predict, lm.train_on_batch):
+        for x in (ragged, {"token_ids": ragged}):
+            with pytest.raises(ValueError, match=r"rows of one length.*\.to_tensor\(\)"):
+                run(x)
