@@ -14,6 +14,7 @@ from kgpt.models.task import Task
 
 _DEFAULT_SCHEDULE = "that of compile()"
 _A_NUMBER = "a number"
+_ON_THEIR_OWN = ("quantization", "trainable_layers")
 _LONGEST = 80  # characters of a value in a message
 
 
@@ -128,12 +129,12 @@ def _model(model):
         return {**parts, "frozen": _frozen(model)}
     body = body_of(model)
     config = described(model)
-    for name in ("backbone", "tokenizer", "quantization", "sequence_length", "truncate"):
+    for name in ("backbone", "tokenizer", "sequence_length", "truncate", *_ON_THEIR_OWN):
         config.pop(name, None)
     if not type(model).__module__.startswith("kgpt."):
         config["layers"] = layers_of(model, without=body)
     backbone = described(body)
-    for name in ("quantization", "num_frozen_blocks", "dtype", "recompute"):
+    for name in ("num_frozen_blocks", "dtype", "recompute", *_ON_THEIR_OWN):
         backbone.pop(name, None)
     lora = {name: backbone.pop(name, None) for name in list(backbone) if name.startswith("lora_")}
     return {

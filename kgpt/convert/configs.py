@@ -333,7 +333,7 @@ def _refuse_unknown(model, backbone, kind, activation):
     options = backbone.get_config()
     known = {*_SIZES, "name", "trainable", "dtype", "dropout", "norm_first", "layer_norm_epsilon"}
     known |= {"lora_rank", "lora_alpha", "lora_target_layer_names"}  # what is read is the sum
-    known |= {"num_frozen_blocks", "recompute"}  # of training only
+    known |= {"num_frozen_blocks", "trainable_layers", "recompute"}  # of training only
     known.add("zero_init_residual")  # of the start only
     if activation is not None:
         known.add("activation")

@@ -1,10 +1,10 @@
 """What is done to a body after it is made: quantization, LoRA, freezing. Its config has it all."""
 
-from kgpt.models.freezing import num_frozen_blocks
+from kgpt.models.freezing import num_frozen_blocks, set_layers_trainable, trainable_layers
 from kgpt.models.quantization import apply_quantization, quantization_config
 
 _NAMES = (
-    *("quantization", "num_frozen_blocks"),
+    *("quantization", "num_frozen_blocks", "trainable_layers"),
     *("lora_rank", "lora_alpha", "lora_target_layer_names"),
 )
 
@@ -12,9 +12,14 @@ _NAMES = (
 def get_config(backbone) -> dict:
     """Returns what was done to a body, for its config."""
     names = backbone.lora_target_layer_names
+    num_frozen = num_frozen_blocks(backbone)
+    frozen = (
+        () if num_frozen is None else (backbone.embedding, *backbone.decoder_blocks[:num_frozen])
+    )
     return {
         "quantization": quantization_config(backbone),
-        "num_frozen_blocks": num_frozen_blocks(backbone),
+        "num_frozen_blocks": num_frozen,
+        "trainable_layers": trainable_layers(backbone, frozen),
         "lora_rank": backbone.lora_rank,
         "lora_alpha": backbone.lora_alpha,
         "lora_target_layer_names": names and list(names),
@@ -31,6 +36,7 @@ def make(
     backbone,
     quantization=(),
     num_frozen_blocks=None,
+    trainable_layers=None,
     lora_rank=None,
     lora_alpha=None,
     lora_target_layer_names=None,
@@ -44,4 +50,5 @@ def make(
         backbone.freeze(num_frozen_blocks)
     if not trainable:
         backbone.trainable = False
+    set_layers_trainable(backbone, trainable_layers)
     return backbone

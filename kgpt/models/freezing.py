@@ -72,6 +72,41 @@ def num_frozen_blocks(backbone) -> int | None:
     )
 
 
+def trainable_layers(model, frozen=(), without=()) -> dict[str, bool]:
+    """Returns `trainable` of the layers where it is another than that of what they are part of.
+
+    Args:
+        model: a built Keras model.
+        frozen: layers inside it of which it is known that they are not trained.
+        without: layers inside it that are left out, with all that they have.
+
+    Returns:
+        dict from the path of a layer to its `trainable`; layers come before those inside them.
+    """
+    apart, seen = {}, {id(part) for layer in without for part in layer._flatten_layers()}
+    known = set(map(id, frozen))
+
+    def look(layer):
+        for part in layer._layers:
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+            expected = layer.trainable and id(part) not in known
+            if part.trainable != expected and part.weights:
+                apart[part.path] = part.trainable
+            look(part)
+
+    look(model)
+    return apart
+
+
+def set_layers_trainable(model, trainable):
+    """Sets `trainable` of layers as `trainable_layers` returns it."""
+    layers = {layer.path: layer for layer in model._flatten_layers()} if trainable else {}
+    for path, value in (trainable or {}).items():
+        layers[path].trainable = value
+
+
 def set_trained(backbone, num_frozen: int | None):
     """Marks what is trained: all weights or LoRA's factors alone, and nothing that is frozen.
 

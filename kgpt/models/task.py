@@ -17,6 +17,7 @@ from kgpt.locks import locked
 from kgpt.models import checks, compiling, fitting, on_batch, step_functions
 from kgpt.models.backbone import GPTBackbone
 from kgpt.models.default_optimizer import UNKNOWN_STEPS
+from kgpt.models.freezing import set_layers_trainable, trainable_layers
 from kgpt.models.inputs import refuse_texts
 from kgpt.models.own_metrics import Directions, Uncounted
 from kgpt.models.quantization import apply_quantization, quantization_config
@@ -352,6 +353,7 @@ class Task(WholeModel, keras.Model):
             "name": self.name,
             "trainable": self.trainable,
             "quantization": quantization_config(self, without=self.backbone),
+            "trainable_layers": trainable_layers(self, without=[self.backbone]),
         }
 
     @classmethod
@@ -363,7 +365,8 @@ class Task(WholeModel, keras.Model):
             config[part] = keras.saving.deserialize_keras_object(
                 config[part], custom_objects=custom_objects
             )
-        quantization = config.pop("quantization", None)
+        later = [config.pop(name, None) for name in ("quantization", "trainable_layers")]
         model = cls(**config)
-        apply_quantization(model, quantization)
+        apply_quantization(model, later[0])
+        set_layers_trainable(model, later[1])
         return model

@@ -100,7 +100,14 @@ def test_recomputation_goes_on_with_a_run():
 
 def test_every_option_of_a_body_is_known():
     options = set(body().get_config())
-    options -= {"name", "trainable", "quantization", "num_frozen_blocks", "recompute"}
+    options -= {
+        "name",
+        "trainable",
+        "quantization",
+        "num_frozen_blocks",
+        "trainable_layers",
+        "recompute",
+    }
     options = {name for name in options if not name.startswith("lora_")}
 
     assert options <= set(identity_of(one_lm())["run"]["backbone"])
@@ -148,7 +155,7 @@ def test_each_kind_of_head_is_another_run():
 @pytest.mark.parametrize("kind", [kgpt.TextRegressor, kgpt.MultipleChoice, kgpt.TextClassifier])
 def test_every_option_of_a_head_is_known(kind):
     model = kind(body(), **({"num_classes": 2} if kind is kgpt.TextClassifier else {}))
-    elsewhere = {"name", "trainable", "quantization", "backbone", "tokenizer"}
+    elsewhere = {"name", "trainable", "quantization", "trainable_layers", "backbone", "tokenizer"}
     options = set(model.get_config()) - elsewhere - {"sequence_length", "truncate"}
 
     assert options <= set(identity_of(model)["run"]["model"])

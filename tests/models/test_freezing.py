@@ -226,3 +226,59 @@ def test_weights_with_additions_and_quantized_ones_are_refused(kind, which):
 
     with pytest.raises(ValueError, match=f"lora_rank={2 if kind == 'lora' else None}, quantized"):
         bodies[0].take_blocks(bodies[1], 1)
+
+
+# === trainable, set by hand ===
+
+
+def _freeze_as_in_keras_guides(model):
+    for layer in (model.backbone.embedding, *model.backbone.decoder_blocks[1:]):
+        layer.trainable = False
+
+
+def _freeze_the_head(model):
+    model.output_projection.trainable = False
+
+
+def _freeze_a_part(model):
+    model.freeze(1)
+    model.backbone.decoder_blocks[2].feed_forward.trainable = False
+
+
+def _train_the_last_block(model):
+    model.backbone.trainable = False
+    model.backbone.decoder_blocks[-1].trainable = True
+
+
+def _train_no_head_and_lora(model):
+    model.enable_lora(2)
+    model.backbone.decoder_blocks[1].trainable = model.output_projection.trainable = False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_freeze_as_in_keras_guides, _freeze_the_head, _freeze_a_part),
+        *(_train_the_last_block, _train_no_head_and_lora),
+    ],
+)
+@pytest.mark.parametrize("copied", ["file", "clone"])
+def test_copies_train_the_layers_that_are_trainable(change, copied, data, tmp_path):
+    model = kgpt.TextClassifier(make_backbone(), 3, dropout=0.0)
+    change(model)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
+    model.fit(*data, verbose=0)
+
+    if copied == "file":
+        model.save(tmp_path / "model.keras")
+        copy = keras.saving.load_model(tmp_path / "model.keras")
+    else:
+        copy = keras.models.clone_model(model)
+
+    expected = [weight.path for weight in model.trainable_weights]
+    assert [weight.path for weight in copy.trainable_weights] == expected
+    if copied == "file":  # the optimizer's state belongs to what is trained
+        for one in (model, copy):
+            one.fit(*data, verbose=0)
+        for weight, other in zip(model.weights, copy.weights, strict=True):
+            np.testing.assert_allclose(to_numpy(other), to_numpy(weight), atol=1e-5)
