@@ -201,6 +201,14 @@ def has_static_rank(x) -> bool:
     return getattr(x.shape, "rank", 0) is not None
 
 
+def check_axes(name: str, shape, *axes: str):
+    """Raises ValueError for a shape with another number of axes, if that is known."""
+    if getattr(shape, "rank", 0) is not None and len(shape) != len(axes):
+        raise ValueError(
+            f"{name} must have shape ({', '.join(axes)}). Received: shape {tuple(shape)}."
+        )
+
+
 def check_shape_of(name: str, x, rank: int | None = None, **others):
     """Raises ValueError for arrays or tensors of another shape than `x`, as far as it is known.
 

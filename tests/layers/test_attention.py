@@ -17,7 +17,7 @@ from oracles import (
 )
 
 from kgpt.kernels.rotary import rotate
-from kgpt.layers import CausalSelfAttention
+from kgpt.layers import CausalSelfAttention, DecoderBlock
 
 BATCH, LENGTH, HEADS, WIDTH = 2, 5, 3, 12
 HIDDEN_STATES = np.random.default_rng(0).standard_normal((BATCH, LENGTH, WIDTH)).astype("float32")
@@ -405,7 +405,7 @@ def test_rotary_positions_for_heads_of_odd_width_are_refused():
 
 MEMORY_OF_TRAINING = """
 import gc, re, sys, keras, numpy as np
-from kgpt.layers import CausalSelfAttention
+from kgpt.layers import CausalSelfAttention, DecoderBlock
 x = np.zeros(({batch}, {length}, 32), "float32")
 for layers in map(int, sys.argv[1:]):
     states = hidden = keras.Input(({length}, 32))
@@ -433,3 +433,15 @@ def test_training_keeps_no_attention_weights():
     of_a_layer = (many - few) / layers
 
     assert of_a_layer < batch * 8 * 4 * length**2 * 5 / 8  # 8 heads' weights in float32, once
+
+
+@pytest.mark.parametrize("shape", [(WIDTH, WIDTH), (2, 2, LENGTH, WIDTH)])
+@pytest.mark.parametrize(
+    "make", [CausalSelfAttention, lambda heads: DecoderBlock(heads, 2 * WIDTH)]
+)
+def test_other_axes_are_refused_and_not_reshaped(make, shape):
+    layer = make(HEADS)
+
+    for x in (np.ones(shape, "float32"), keras.Input(shape[1:])):
+        with pytest.raises(ValueError, match=r"\(batch, length, hidden_dim\). Received: shape"):
+            layer(x)

@@ -188,3 +188,10 @@ def test_sizes_below_one_are_refused(sizes):
 def test_a_dropout_above_one_is_refused():
     with pytest.raises(ValueError, match=r"dropout=1\.5"):
         TokenAndPositionEmbedding(VOCABULARY, POSITIONS, WIDTH, dropout=1.5)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 2, 5)])
+def test_token_ids_of_other_axes_are_refused(embedding, shape):
+    for token_ids in (np.ones(shape, "int32"), keras.Input(shape[1:], dtype="int32")):
+        with pytest.raises(ValueError, match=r"\(batch, length\). Received: shape"):
+            embedding(token_ids)
