@@ -147,8 +147,16 @@ def check_something_counts(x, sample_weight=None):
         _check_finite(name, values)
 
 
+def check_one_array(name, value):
+    """Raises ValueError for a dict of what a model with one output takes as an array."""
+    if isinstance(value, dict):
+        hint = "The model has one output, and Keras takes dicts for several."
+        refuse(name, value, "one array", hint)
+
+
 def check_weights(sample_weight):
-    """Raises ValueError for weights that are negative, NaN or infinite."""
+    """Raises ValueError for a dict of weights, and for those that are negative or not finite."""
+    check_one_array("sample_weight", sample_weight)
     weights = as_array(sample_weight)
     _check_finite("sample_weight", weights)
     if weights is not None and (weights < 0).any():

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgpt.models.checks import as_array
+from kgpt.models.checks import as_array, check_one_array
 
 
 def class_loss(labels, logits, label_smoothing=0.0):
@@ -40,12 +40,15 @@ def check_class_labels(y, num_classes, model):
 
     Losses of Keras may take a row of shares, one for each class, and so one-hot labels.
     """
+    check_one_array("y", y)
     y = as_array(y)
     if y is None:
         return
     name = f"Labels for this {type(model).__name__}"
     if y.shape[1:] == (num_classes,) and not model._uses_own_loss:
         _check_numbers(name, y)
+        if not np.isfinite(y).all():
+            raise ValueError(f"{name} must be finite numbers. Received: NaN or infinity in them.")
         return
     _check_shape(name, y.shape)
     _check_numbers(name, y)
@@ -74,6 +77,7 @@ def _check_numbers(name, y):
 
 def check_multi_labels(y, num_classes):
     """Raises ValueError for an array of labels that are not 0 or 1 for each class of the model."""
+    check_one_array("y", y)
     y = as_array(y)
     if y is None:
         return

@@ -6,7 +6,7 @@ from keras import ops
 
 from kgpt.arguments import checked
 from kgpt.models import text_inputs
-from kgpt.models.checks import as_array
+from kgpt.models.checks import as_array, check_one_array
 from kgpt.models.head import Head, output_projection_layer
 
 
@@ -95,6 +95,7 @@ class TextRegressor(Head):
         return ops.mean(ops.square(y - ops.cast(outputs, "float32")), axis=-1)
 
     def check_targets(self, y):
+        check_one_array("y", y)
         y = as_array(y)
         if y is None:
             return

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from kgpt import recipes
+from kgpt.arguments import refuse
 from kgpt.data.batches import ResumableBatches
 from kgpt.data.filling import counting, num_rows, take_filling
 from kgpt.data.updates import take_share
@@ -167,6 +168,8 @@ class Task(WholeModel, keras.Model):
             self.backbone.embedding.check_length(x.longest_sequence)
             return
         refuse_texts(x)
+        if isinstance(x, tuple):
+            refuse("x", x, "token ids, or a dict with them", "Of (x, y), try fit(x, y).")
         token_ids = checks.as_array(x.get("token_ids") if isinstance(x, dict) else x)
         checks.check_ids("token_ids", token_ids, self.backbone.vocabulary_size)
         if token_ids is not None and token_ids.ndim > 1:

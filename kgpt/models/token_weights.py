@@ -6,7 +6,7 @@ from kgpt.arguments import check_is_int
 from kgpt.data.task_batches import TaskBatches
 from kgpt.kernels.platform import check_shape_of
 from kgpt.losses import next_token_targets
-from kgpt.models.checks import as_array, check_ids
+from kgpt.models.checks import as_array, check_ids, check_one_array
 from kgpt.models.inputs import check_shapes, complete_inputs, widened
 from kgpt.models.sample_weights import read_weights
 
@@ -53,6 +53,7 @@ def check_next_tokens(self, x, y):
             "for a TextClassifier, TextRegressor or MultipleChoice. Try kgpt.data.documents or "
             "kgpt.data.completions."
         )
+    check_one_array("y", y)
     check_shapes(x, 2)
     token_ids = x.get("token_ids") if isinstance(x, dict) else x
     shape = tuple(getattr(y, "shape", None) or ())

@@ -505,3 +505,37 @@ class TestNothingToCount:
         for call in (lm.fit, lm.evaluate, lm.predict, lm.train_on_batch, lm.predict_on_batch):
             with pytest.raises(ValueError, match="token_ids must be ints"):
                 call(X + 0.5)
+
+
+CASES = {
+    "lm": (make_lm, Y),
+    "classifier": (make_classifier, LABELS),
+    "regressor": (lambda: kgpt.TextRegressor(make_lm().backbone), LABELS),
+    "choice": (lambda: kgpt.MultipleChoice(make_lm().backbone), LABELS % 2),
+}
+
+
+class TestStructuresInPlaceOfOneArray:
+    @pytest.mark.parametrize("case", CASES)
+    @pytest.mark.parametrize("name", ["x", "y", "sample_weight"])
+    def test_they_are_refused_by_name(self, case, name):
+        make, y = CASES[case]
+        x = np.stack([X, X], 1) if case == "choice" else X
+        given = {"x": x, "y": y, "sample_weight": np.ones(ROWS)}
+        given[name] = (x, y) if name == "x" else {"output_projection": given[name]}
+        model = make()
+
+        for call in (model.fit, model.evaluate, model.train_on_batch):
+            with pytest.raises(ValueError, match=f"^{name} must be (one array|token ids)"):
+                call(**given)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_shares_of_classes_are_finite(value):
+    model = kgpt.TextClassifier(make_lm().backbone, 3)
+    model.compile("sgd", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    shares = np.eye(3)[LABELS]
+    shares[1, 2] = value
+
+    with pytest.raises(ValueError, match="Labels for this TextClassifier must be finite"):
+        model.fit(X, shares, verbose=0)
