@@ -8,7 +8,7 @@ from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
 from kgpt.kernels import cache as kv_cache
 from kgpt.kernels.attention import attend, attention_scores
-from kgpt.kernels.platform import check_axes, check_shape_of
+from kgpt.kernels.platform import check_shape_of
 from kgpt.kernels.rotary import rotate
 from kgpt.layers.dense import built_dense
 from kgpt.layers.dropout import Dropout
@@ -75,6 +75,7 @@ class CausalSelfAttention(FixedOnceBuilt, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.input_spec = keras.InputSpec(ndim=3)
         self.num_heads = num_heads
         self.dropout = dropout if attention_dropout is None else attention_dropout
         self.query_key_norm = query_key_norm
@@ -86,7 +87,6 @@ class CausalSelfAttention(FixedOnceBuilt, keras.layers.Layer):
 
     def build(self, hidden_states_shape):
         """Makes the projections."""
-        check_axes("hidden_states", hidden_states_shape, "batch", "length", "hidden_dim")
         shape, dim = hidden_states_shape, hidden_states_shape[-1]
         if dim is None or dim % self.num_heads:
             raise ValueError(
@@ -121,7 +121,6 @@ class CausalSelfAttention(FixedOnceBuilt, keras.layers.Layer):
     ):
         """Returns each position's view of itself and the past, `(batch, length, hidden_dim)`."""
         padding_mask = mask if padding_mask is None else padding_mask
-        check_axes("hidden_states", hidden_states.shape, "batch", "length", "hidden_dim")
         check_shape_of("hidden_states", hidden_states, 2, segment_ids=segment_ids)
         hidden_states = to_right_padding(hidden_states, padding_mask)
         segment_ids = to_right_padding(segment_ids, padding_mask)

@@ -81,6 +81,7 @@ class DecoderBlock(FixedOnceBuilt, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.input_spec = keras.InputSpec(ndim=3)
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
         self.dropout = dropout

@@ -6,7 +6,7 @@ from keras import ops
 from kgpt.arguments import FixedOnceBuilt, checked
 from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
-from kgpt.kernels.platform import check_axes, check_shape_of, matmul
+from kgpt.kernels.platform import check_axes, check_shape_of
 from kgpt.layers.dropout import Dropout
 
 
@@ -104,21 +104,14 @@ class TokenAndPositionEmbedding(FixedOnceBuilt, keras.layers.Layer):
     def call(self, inputs, segment_ids=None, position_ids=None, reverse=False, training=None):
         """Returns the embedded tokens; with `reverse`, the logits of hidden states."""
         if reverse:
-            return pin(self._logits(inputs), "batch", ..., "model")
-        check_axes("token_ids", inputs.shape, "batch", "length")
-        self.check_length(inputs.shape[1])
+            return pin(self.token_embedding(inputs, reverse=True), "batch", ..., "model")
+        self.compute_output_shape(inputs.shape)  # refuses a wrong one
         h = self.token_embedding(inputs)  # (batch, length, hidden_dim)
         if self.position_embedding is not None:
             if position_ids is None:
                 position_ids = _positions(inputs, segment_ids)  # (length,), or with a batch
             h = h + self.position_embedding(position_ids)
         return self.dropout_layer(pin(h, "batch"), training=training)
-
-    def _logits(self, hidden_states):
-        table = self.token_embedding
-        if table.compute_dtype != "float64" or table.quantization_mode:
-            return table(hidden_states, reverse=True)
-        return matmul(hidden_states, ops.transpose(table.embeddings))  # in float64 on PyTorch too
 
     def check_length(self, length: int | None):
         """Refuses a length that there are no positions for.
@@ -143,11 +136,11 @@ class TokenAndPositionEmbedding(FixedOnceBuilt, keras.layers.Layer):
         """Returns the shape and the dtype of the output."""
         if reverse:
             return self.token_embedding.compute_output_spec(inputs, reverse=True)
-        check_axes("token_ids", inputs.shape, "batch", "length")
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
 
     def compute_output_shape(self, inputs_shape, *args, **kwargs):
         """Returns the shape of the output."""
+        check_axes("token_ids", inputs_shape, "batch", "length")
         self.check_length(inputs_shape[1])
         return (*inputs_shape, self.hidden_dim)
 

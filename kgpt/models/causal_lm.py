@@ -67,11 +67,7 @@ class CausalLM(Task):
         logits = TiedOutput(backbone.embedding, name="tied_output")(backbone.output)
         text = {"tokenizer": tokenizer, "sequence_length": sequence_length, "truncate": truncate}
         super().__init__(backbone, backbone.input, logits, **text, **kwargs)
-        self.own_metrics = [
-            mean("loss"),
-            Perplexity(name="perplexity"),
-            mean("accuracy", "up"),
-        ]
+        self.own_metrics = [mean("loss"), Perplexity(name="perplexity"), mean("accuracy", "up")]
 
     outputs_are_logits = True
 

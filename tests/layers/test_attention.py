@@ -443,5 +443,5 @@ def test_other_axes_are_refused_and_not_reshaped(make, shape):
     layer = make(HEADS)
 
     for x in (np.ones(shape, "float32"), keras.Input(shape[1:])):
-        with pytest.raises(ValueError, match=r"\(batch, length, hidden_dim\). Received: shape"):
+        with pytest.raises(ValueError, match="expected ndim=3, found ndim="):
             layer(x)
