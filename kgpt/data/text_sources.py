@@ -23,15 +23,28 @@ def is_text(x) -> bool:
         return getattr(spec, "dtype", None) == tf.string
     if isinstance(x, str) or kind_of(x) is not None:  # a source's batches are checked one by one
         return isinstance(x, str)
-    if getattr(x, "dtype", None) is not None and str(x.dtype) not in ("object", "str", "string"):
-        return isinstance(x, np.ndarray) and x.dtype.kind == "U"
+    dtype = getattr(x, "dtype", None)
+    if isinstance(x, np.ndarray) and dtype.kind in "UT":
+        return True
+    if dtype is not None and str(dtype) != "object" and not _is_of_pandas(dtype):
+        return False
     is_column = isinstance(x, (*_COLUMNS, set, frozenset)) or (
         hasattr(x, "__getitem__") and hasattr(x, "__len__")
     )
     if isinstance(x, dict) or not is_column or len(x) == 0:
         return False
-    first = next(iter(x))
+    first = next((item for item in x if not _is_missing(item)), None)
     return isinstance(first, str) or (isinstance(first, _COLUMNS) and is_text(first))
+
+
+def _is_of_pandas(dtype) -> bool:
+    """Returns whether a dtype is one of pandas's own, of texts, categories or anything else."""
+    return type(dtype).__module__.partition(".")[0] == "pandas"
+
+
+def _is_missing(item) -> bool:
+    is_nan = isinstance(item, float) and item != item
+    return item is None or is_nan or type(item).__name__ == "NAType"
 
 
 def unpack(data) -> tuple:

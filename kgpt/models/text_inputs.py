@@ -75,7 +75,7 @@ def classifier_batches(self, rows, labels, **options):
             )
         if are_rows(labels):  # lists of numbers do not say how many classes there are
             options["class_names"] = range(self.num_classes)
-    if isinstance(rows[0], str):
+    if isinstance(rows[0], str) or not hasattr(rows[0], "__len__"):  # a missing text has none
         return tasks.classification(rows, labels, self.tokenizer, **options)
     make = tasks.similarity if self.both_orders else tasks.entailment
     return make(*_columns(rows), labels, self.tokenizer, **options)

@@ -104,13 +104,17 @@ class TestFormsOfColumns:
         ("tuple", tuple(TEXTS)),
         ("array", np.array(TEXTS)),
         ("objects", np.array(TEXTS, dtype=object)),
+        ("strings", np.array(TEXTS, dtype=np.dtypes.StringDType())),
         ("pandas", None),
+        ("pandas' categories", "category"),
+        ("pandas' strings", "string"),
     )
 
     @pytest.mark.parametrize("texts", [form for _, form in FORMS], ids=[name for name, _ in FORMS])
     def test_each_gives_the_same(self, texts):
-        if texts is None:
-            texts = pytest.importorskip("pandas", reason="a column of pandas").Series(TEXTS)
+        if texts is None or isinstance(texts, str):
+            pandas = pytest.importorskip("pandas", reason="a column of pandas")
+            texts = pandas.Series(TEXTS, dtype=texts)
         expected = make_classifier().evaluate(TEXTS, LABELS, verbose=0)
 
         found = make_classifier().evaluate(texts, np.array(LABELS), verbose=0)
@@ -156,6 +160,15 @@ class TestFormsOfColumns:
             ValueError, match=r"must be UTF-8\. Received: b'a\\xff'.*start byte at 1"
         ):
             make_classifier().evaluate(data.batch(3), verbose=0)
+
+    @pytest.mark.parametrize("missing", [None, float("nan")])
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_a_missing_text_is_refused_by_its_place(self, missing, place):
+        texts = [*TEXTS]
+        texts[place] = missing
+
+        with pytest.raises(ValueError, match=f"of type str. Received: {missing} at index {place}"):
+            make_classifier().evaluate(texts, LABELS, verbose=0)
 
     def test_a_single_text_is_refused(self):
         with pytest.raises(ValueError, match=r"Try \[text\]"):
