@@ -226,18 +226,25 @@ def _batches_of_csv(stream: BinaryIO, column: str, block_length: int, delimiter:
 
 
 def _columns_of_json(stream: BinaryIO) -> list[tuple[str, str]]:
-    line = next((line for line in stream if line.strip()), b"{}")
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise OSError(f"its first line is not JSON, {error}") from error
-    if not isinstance(row, dict):
-        raise OSError(f"its first line is not an object, but {shorten(row)}")
-    texts = (str, type(None))
-    return [
-        (name, "string" if isinstance(value, texts) else type(value).__name__)
-        for name, value in row.items()
-    ]
+    """Returns the columns of the first rows, any of which may lack some."""
+    types, length = {}, 0
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise OSError(f"line {number} is not JSON, {error}") from error
+        if not isinstance(row, dict):
+            raise OSError(f"line {number} is not an object, but {shorten(row)}")
+        for name, value in row.items():
+            if types.get(name, "null") == "null":
+                kind = "string" if isinstance(value, str) else type(value).__name__
+                types[name] = "null" if value is None else kind
+        length += len(line)
+        if length > _CHUNK_LENGTH:
+            break
+    return list(types.items())
 
 
 def _batches_of_json(stream: BinaryIO, column: str, block_length: int):

@@ -86,6 +86,15 @@ def test_rows_of_any_length_are_read(tmp_path, monkeypatch, format):
     assert list(read_texts(tmp_path / f"a{format}")) == texts
 
 
+def test_rows_of_json_may_lack_a_column_the_first_one_too(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n{"n": 2, "text": null}\n{"text": "a"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": null}\n{"text": 5}\n')
+
+    assert list(read_texts(tmp_path / "a.jsonl")) == ["", "", "a"]
+    with pytest.raises(ValueError, match=r"must hold texts.*which holds int"):
+        read_texts(tmp_path / "b.jsonl")
+
+
 def test_missing_values_are_empty_texts(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": null}\n\n{"text": "a", "n": 1}\n{"n": "x"}\n')
     table = pyarrow.table({"text": pyarrow.array(["a", None]).dictionary_encode()})
@@ -164,8 +173,8 @@ def test_a_column_trains_a_tokenizer_and_becomes_tokens(tmp_path):
         ("a.jsonl", b'{"text": 3}\n', "must hold texts.*holds int"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 3}\n', "table can't be read.*string to number"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "table can't be read"),
-        ("a.jsonl", b'["a", "b"]\n', "first line is not an object"),
-        ("a.jsonl", b"a text\n", "first line is not JSON"),
+        ("a.jsonl", b'["a", "b"]\n', "line 1 is not an object"),
+        ("a.jsonl", b"a text\n", "line 1 is not JSON"),
         ("a.csv", b"id,text\n1,a\n1,a,b\n", "table can't be read.*Expected 2 columns, got 3"),
         ("a.parquet", b"PAR1 and no more", "table can't be read"),
         ("a.csv.gz", b"text\na\n", "compressed file is damaged.*a.csv.gz"),
