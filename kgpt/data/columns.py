@@ -48,6 +48,11 @@ def _length(name: str, column) -> int:
             f"{name} must be a list, an array or one column, with an item for each example. "
             f"Received: {str(column)[:50]!r}, a {type(column).__name__}."
         )
+    if np.ma.is_masked(column):
+        raise ValueError(
+            f"{name} must not have masked values. Received: a masked one at index "
+            f"{int(np.argmax(np.ma.getmaskarray(column)))}. Remove these examples."
+        )
     return len(column)
 
 

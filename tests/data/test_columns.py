@@ -88,6 +88,16 @@ def test_without_labels_there_are_only_inputs():
 # === Wrong columns ===
 
 
+def test_masked_values_are_refused():
+    masked = np.ma.array([1.0, 2.0, 3.0], mask=[False, False, True])
+
+    with pytest.raises(ValueError, match=r"targets must not have masked.*index 2"):
+        regression(["a", "b", "c"], masked, TOKENIZER)
+    with pytest.raises(ValueError, match=r"sample_weight must not have masked.*index 2"):
+        regression(["a", "b", "c"], [1, 2, 3], TOKENIZER, sample_weight=masked)
+    assert regression(["a", "b"], masked[:2], TOKENIZER).num_examples == 2
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
