@@ -224,11 +224,12 @@ def head_options(task, config, tensors: dict[str, Tensor] | None) -> dict:
         multi_label = problem == _MULTI_LABEL
         if not multi_label:
             _refuse_others(config, {"problem_type": _PROBLEMS["text_classifier"]})
-        names = config.get("id2label") or {}
-        names = [names[i] for i in sorted(names, key=int)]
+        names, num_classes = config.get("id2label") or {}, _num_labels(config, tensors)
+        numbers = sorted({*map(str, range(num_classes)), *names}, key=int)
+        names = [names.get(i) for i in numbers] if names else []
         default = [f"LABEL_{i}" for i in range(len(names))]
         named = {} if names == default else {"class_names": names}
-        options = {"num_classes": _num_labels(config, tensors), "multi_label": multi_label}
+        options = {"num_classes": num_classes, "multi_label": multi_label}
         return {**options, **named, **own}
     return own
 
@@ -249,6 +250,13 @@ def chosen(own: dict, asked: dict) -> tuple[dict, bool]:
     )
     if not is_kept:
         own = {name: value for name, value in own.items() if name != "class_names"}
+    names = None if "class_names" in asked else own.get("class_names")
+    if names and (None in names or len({*map(str, names)}) != own["num_classes"]):
+        raise ValueError(
+            "The files must have a different name for each class, in id2label of config.json. "
+            f"Received: {names!r:.100} for {own['num_classes']} classes. Choose others by "
+            "class_names=[...], or none by class_names=None."
+        )
     return {**own, **asked}, is_kept
 
 

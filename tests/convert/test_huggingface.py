@@ -232,6 +232,22 @@ def test_an_unknown_task_is_refused(folder):
 
 
 @pytest.mark.parametrize(
+    "labels", [{"0": "a", "1": "a"}, {"0": "a", "2": "b"}, {"0": "a"}, {"0": "a", "1": None}]
+)
+def test_names_of_classes_that_are_none_are_refused_until_others_are_chosen(tmp_path, labels):
+    body = kgpt.GPTBackbone(9, 1, 1, 4, max_sequence_length=4)
+    to_huggingface(kgpt.TextClassifier(body, 2), tmp_path / "model")
+    edit(tmp_path / "model", id2label=labels)
+
+    with pytest.raises(ValueError, match=r"different name for each class.* class_names=None"):
+        from_huggingface(tmp_path / "model")
+
+    names = ["x", "y"]
+    assert from_huggingface(tmp_path / "model", class_names=names).class_names == names
+    assert from_huggingface(tmp_path / "model", class_names=None).class_names is None
+
+
+@pytest.mark.parametrize(
     ("task", "keyword", "message"),
     [
         ("auto", "torch_dtype", r"from_huggingface\(\) has no argument.*Did you mean dtype\?"),
