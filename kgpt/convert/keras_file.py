@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -16,20 +17,29 @@ _MOST_CONFIG_BYTES = 2**28
 _MOST_GROWTH = 100  # Keras's files are not compressed
 
 
-def load_keras_file(path: Path):
-    """Returns the model in a `.keras` file, not compiled.
+def load_keras_file(path: Path, cls: type):
+    """Returns the model in a `.keras` file, not compiled; of a class that may not be registered.
 
     Keras's zip has a checksum for each part, but Keras goes on without it where it fails.
 
     Raises:
         ValueError: in one line that names the file, if it is damaged, larger in memory than it may
-            be, or has weights that are no numbers.
+            be, has weights that are no numbers, or a class that is not known here.
     """
     check_file(path)
     check_manifest(path.parent, [path.name])
     _check_zip(path)
     with errors_name(path):
-        return keras.models.load_model(path, compile=False)
+        try:
+            return keras.models.load_model(path, {cls.__name__: cls}, compile=False)
+        except TypeError as error:
+            unknown = re.search(r"Could not locate class '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            raise ValueError(
+                f"The file needs a class that is not known here. Received: {unknown[1]}. Import "
+                "what defines it, and register it: @keras.saving.register_keras_serializable()."
+            ) from None
 
 
 def _check_zip(path):

@@ -83,7 +83,7 @@ def _from_huggingface(cls, source, of_body, of_head):
 
 
 def _from_keras_file(cls, path, load_weights, of_body, of_head):
-    model = load_keras_file(path)
+    model = load_keras_file(path, cls)
     if type(model) is cls and load_weights and not (of_body or of_head):
         return model
     body = getattr(model, "backbone", model)
@@ -155,8 +155,15 @@ def _refuse_name(name):
     )
 
 
+def _check_card(function_name, card):
+    """Raises TypeError for words that a card lacks, and that a function can't pass on to it."""
+    known = [*named_parameters(inspect.signature(model_card))][2:]  # after model and path
+    check_keywords(function_name, known, [name for name in card if name not in known])
+
+
 def save(model, folder, **card):
     """Writes what `save_to_preset` says."""
+    _check_card("save_to_preset", card)
     folder = Path(folder)
     if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise ValueError(
@@ -185,6 +192,7 @@ def _write_model(model, folder):
 def push(model, repo_id, private, token, card) -> str:
     """Uploads what `save` writes, and returns the address."""
     repo_id, private = string("repo_id", repo_id), flag("private", private)
+    _check_card("push_to_hub", card)
     hub = import_extra("huggingface_hub")
     api = hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as parent:

@@ -381,3 +381,24 @@ def test_arguments_of_an_upload_are_refused_before_it(folder):
         lm.push_to_hub("me/name", private="no")
     with pytest.raises(ValueError, match=r"repo_id must be a str. Received: repo_id=None"):
         lm.push_to_hub(None)
+
+
+def test_a_class_of_ones_own_comes_back_from_its_preset(tmp_path):
+    class Mine(kgpt.CausalLM):
+        """Not registered."""
+
+    lm = Mine(make_lm().backbone, tokenizer=TOKENIZER)
+    lm.save_to_preset(tmp_path / "mine")
+
+    assert type(Mine.from_preset(tmp_path / "mine")) is Mine
+    with pytest.raises(ValueError, match=r"model\.keras.*class that is not known here.*: Mine\."):
+        kgpt.CausalLM.from_preset(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("name", ["save_to_preset", "push_to_hub"])
+def test_words_that_a_card_lacks_are_refused_under_the_name_of_the_method(folder, tmp_path, name):
+    lm = kgpt.CausalLM.from_preset(folder)
+
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has no .*'overwrite'. It has training_data"):
+        getattr(lm, name)(str(tmp_path / "new"), overwrite=True)
+    assert not (tmp_path / "new").exists()
