@@ -291,7 +291,12 @@ def _read(path, compares: bool = True) -> Checkpoint:
 
 
 def _remove(path):
-    """Removes a checkpoint, of which no part is ever left under its name."""
+    """Removes a checkpoint, of which no part is ever left under its name.
+
+    Where a file of it is open elsewhere (on NFS and Windows), it stays whole until the next one is
+    saved, or its parts until the next run begins: the new checkpoint is there.
+    """
     going = path.with_name(f"{path.name}.partial")
-    os.rename(path, going)
-    shutil.rmtree(going)
+    with contextlib.suppress(OSError):
+        os.rename(path, going)
+        shutil.rmtree(going)

@@ -59,6 +59,27 @@ def test_as_many_checkpoints_are_kept_as_asked(tmp_path, keep):
     folder.close()
 
 
+@pytest.mark.parametrize("name", ["shutil.rmtree", "os.rename"])
+def test_a_checkpoint_that_cannot_be_removed_is_no_failed_save(two, monkeypatch, name):
+    real = {"shutil.rmtree": shutil.rmtree, "os.rename": os.rename}[name]
+
+    def in_use(path, *arguments, **options):  # as NFS and Windows say of what is open elsewhere
+        if "checkpoint-00000001" in str(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(name, in_use)
+    save(two, 3)
+    assert number_in(two.newest()) == 3
+
+    monkeypatch.undo()
+    save(two, 4)
+    two.close()
+    two.open()
+    assert [path.name[-1] for path in checkpoints(two.path)] == ["3", "4"]
+    assert not list(two.path.glob("*.partial"))
+
+
 # === Power cuts ===
 
 
