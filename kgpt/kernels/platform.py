@@ -102,6 +102,13 @@ def matmul(x, y):
     return x @ y if keras.config.backend() == "torch" else ops.matmul(x, y)
 
 
+def to_logits(embedding, hidden_states):
+    """Returns `h E^T` as a `keras.layers.ReversibleEmbedding` does, in float64 too."""
+    if embedding.compute_dtype != "float64" or embedding.quantization_mode:
+        return embedding(hidden_states, reverse=True)
+    return matmul(hidden_states, ops.transpose(embedding.embeddings))
+
+
 def custom_gradient(function):
     """`ops.custom_gradient` with one signature on all backends.
 

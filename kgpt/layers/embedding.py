@@ -6,7 +6,7 @@ from keras import ops
 from kgpt.arguments import FixedOnceBuilt, checked
 from kgpt.distribution import pin
 from kgpt.initializers import normal_initializer
-from kgpt.kernels.platform import check_axes, check_shape_of
+from kgpt.kernels.platform import check_axes, check_shape_of, to_logits
 from kgpt.layers.dropout import Dropout
 
 
@@ -104,7 +104,7 @@ class TokenAndPositionEmbedding(FixedOnceBuilt, keras.layers.Layer):
     def call(self, inputs, segment_ids=None, position_ids=None, reverse=False, training=None):
         """Returns the embedded tokens; with `reverse`, the logits of hidden states."""
         if reverse:
-            return pin(self.token_embedding(inputs, reverse=True), "batch", ..., "model")
+            return pin(to_logits(self.token_embedding, inputs), "batch", ..., "model")
         self.compute_output_shape(inputs.shape)  # refuses a wrong one
         h = self.token_embedding(inputs)  # (batch, length, hidden_dim)
         if self.position_embedding is not None:

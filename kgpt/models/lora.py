@@ -4,7 +4,7 @@ import keras
 
 from kgpt.arguments import RULES, checked, refuse
 from kgpt.models.freezing import body_of, num_frozen_blocks, set_trained
-from kgpt.models.quantization import quantization_config
+from kgpt.models.quantization import FLOAT8_WITH_LORA, quantization_config
 
 _OF_ATTENTION = ("query", "key", "value")  # the parts of one matrix, in this order
 _TARGETS = (
@@ -50,7 +50,8 @@ def enable_lora(self, rank: int, lora_alpha: float | None = None, target_layer_n
             Query, key and value are one matrix here, and those that are named share `A`.
 
     Raises:
-        ValueError: for a rank below 1, other names, and if LoRA is enabled already.
+        ValueError: for a rank below 1, other names, matrices in float8, and if LoRA is enabled
+            already.
 
     Example:
         backbone.enable_lora(8, target_layer_names=["query", "value"])
@@ -62,6 +63,8 @@ def enable_lora(self, rank: int, lora_alpha: float | None = None, target_layer_n
             f"Received: rank={rank}, for a backbone with lora_rank={backbone.lora_rank}. "
             "merge_lora() ends the one that there is."
         )
+    if any(layer.quantization_mode == "float8" for _, layer, _ in matrices(backbone, _TARGETS)):
+        raise ValueError(FLOAT8_WITH_LORA)
     num_frozen = num_frozen_blocks(backbone)
     backbone.trainable = True  # as a whole, or else the factors would not be
     names = tuple(target_layer_names or _TARGETS)

@@ -2,6 +2,11 @@
 
 import keras
 
+FLOAT8_WITH_LORA = (
+    'LoRA adds to plain matrices, and to those in "int8" and "int4". Received: both LoRA and '
+    '"float8". merge_lora() makes plain matrices of those with LoRA.'
+)
+
 
 def quantization_config(model, without=None) -> list[dict]:
     """Returns which layers of a model are quantized and how, for the model's config.

@@ -14,7 +14,7 @@ from keras.src.saving.saving_lib import is_memory_sufficient
 from keras.src.utils.file_utils import is_remote_path
 from keras.src.utils.io_utils import ask_to_proceed_with_overwrite
 
-from kgpt.arguments import refuse_assignment
+from kgpt.arguments import refuse, refuse_assignment
 from kgpt.distribution import process
 from kgpt.files import check_free_space, files_written_whole, written_whole
 from kgpt.hdf5 import SafeFile, check_layers, check_numbers
@@ -23,6 +23,7 @@ from kgpt.locks import locked
 from kgpt.models import freezing, lora, lora_files, resize
 from kgpt.models.inputs import check_known
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
+from kgpt.models.quantization import FLOAT8_WITH_LORA, quantization_config
 
 
 class WholeModel:
@@ -226,22 +227,31 @@ class WholeModel:
         """Replaces the matrices by smaller ones, as `keras.Model.quantize` does.
 
         Args:
-            mode: `"int8"` or `"int4"`.
+            mode: `"int8"` or `"int4"`; others as Keras has them.
             config: optional `keras.quantizers.QuantizationConfig`, in place of `mode`.
             filters: optional patterns of layers' names, or a function that chooses layers.
             **kwargs: as for `keras.Model.quantize`.
 
         Raises:
-            ValueError: for modes and patterns that Keras refuses.
+            ValueError: for modes and patterns that Keras refuses, float8 over LoRA, and filters
+                that leave no layer to quantize.
 
         Example:
             lm.quantize("int8")
         """
+        if (
+            getattr(config, "mode", mode) == "float8"
+            and freezing.body_of(self).lora_rank is not None
+        ):
+            raise ValueError(FLOAT8_WITH_LORA)
+        before = quantization_config(self)
         gc.freeze()  # Keras collects garbage after each matrix: all that was imported takes a while
         try:
             super().quantize(mode, config=config, filters=filters, **kwargs)
         finally:
             gc.unfreeze()
+        if filters is not None and quantization_config(self) == before:
+            refuse("filters", filters, "a choice of layers that can be quantized")
 
     def export(
         self, filepath, format: str = "tf_saved_model", verbose: bool = True, **kwargs

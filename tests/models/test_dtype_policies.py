@@ -140,6 +140,17 @@ def test_float64_is_the_formula_in_float64(dtype, norm_first):
 
 
 @pytest.mark.parametrize("dtype", ["float64"])
+def test_logits_of_a_float64_policy_are_float64(dtype):
+    lm = kgpt.CausalLM(randomize(make_backbone(dtype)))
+
+    logits = to_numpy(lm(TOKEN_IDS))
+
+    assert logits.dtype == "float64"
+    h, E = (to_numpy(x) for x in (lm.backbone(TOKEN_IDS), lm.backbone.token_embedding.embeddings))
+    np.testing.assert_allclose(logits, h @ E.T, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float64"])
 def test_rotary_positions_are_exact_in_float64_far_from_the_first(dtype):
     from kgpt.kernels.rotary import rotate
 

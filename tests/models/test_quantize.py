@@ -108,3 +108,33 @@ def test_a_quantized_backbone_keeps_its_vocabulary(trained):
 
     with pytest.raises(ValueError, match="quantized=True"):
         lm.backbone.with_vocabulary_size(VOCABULARY + 3)
+
+
+def small_lm():
+    return kgpt.CausalLM(kgpt.GPTBackbone(VOCABULARY, 1, 1, 4, max_sequence_length=LENGTH))
+
+
+@pytest.mark.parametrize("filters", ["nothing", lambda layer: False, ["dropout"]])
+def test_filters_that_leave_no_layer_are_refused(filters):
+    lm = small_lm()
+
+    with pytest.raises(ValueError, match=r"^filters must be a choice of layers"):
+        lm.quantize("int8", filters=filters)
+
+    lm.quantize("int8", filters="query_key_value")
+
+
+def test_float8_and_lora_are_refused_together():
+    lm, other = small_lm(), small_lm()
+    lm.enable_lora(2)
+    other.quantize("float8")
+
+    for call in (lambda: lm.quantize("float8"), lambda: other.enable_lora(2)):
+        with pytest.raises(ValueError, match='both LoRA and "float8"'):
+            call()
+
+
+@pytest.mark.parametrize("dtype", ["int8_from_float32", "float8_from_float32"])
+def test_a_model_is_not_made_with_a_quantized_policy(dtype):
+    with pytest.raises(ValueError, match=f"dtype='{dtype}'. Try quantize"):
+        kgpt.GPTBackbone(VOCABULARY, 1, 1, 4, max_sequence_length=LENGTH, dtype=dtype)
