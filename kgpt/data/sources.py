@@ -98,7 +98,7 @@ class CheckedSource:
         if kind == "a generator":
             x = self._checked(x)
         elif kind == "a PyDataset":
-            x = _CheckedPyDataset(x, self._check_batch, shuffle)
+            x = _CheckedPyDataset(x, self._check_batch, self._keeping_error, shuffle)
         elif kind == "a torch DataLoader":
             x = _CheckedDataLoader(x, self._checked)
         elif kind == "a grain dataset" and hasattr(x, "map"):  # a loader may be in processes
@@ -108,10 +108,10 @@ class CheckedSource:
         self.data = x, y, sample_weight
 
     def error_of(self, error: Exception) -> Exception:
-        """Returns the check's own error where the backend has made another of it."""
+        """Returns the check's own error, or the source's, of which TensorFlow makes another."""
         own = self._error or getattr(self._given, "error", None)
         if own is not None:
-            return own
+            return own if type(error).__module__.startswith("tensorflow.") else error
         for message in (self._ids_message, _WEIGHTS_MESSAGE):
             if message in str(error):
                 found = re.search(r"\[-?[\dn][-\d\s.nae]*\]", str(error))
@@ -128,8 +128,14 @@ class CheckedSource:
         return without_uint64(batch)
 
     def _checked(self, batches):
-        for batch in batches:
-            yield self._check_batch(batch)
+        return self._keeping_error(map(self._check_batch, batches))
+
+    def _keeping_error(self, batches):
+        try:
+            yield from batches
+        except Exception as error:
+            self._error = error
+            raise
 
 
 @contextlib.contextmanager
@@ -146,12 +152,15 @@ def errors_of(*sources: CheckedSource):
 
 
 class _CheckedPyDataset(PyDatasetAdapter):
-    def __init__(self, dataset, check_batch, shuffle):
+    def __init__(self, dataset, check_batch, keeping_error, shuffle):
         super().__init__(dataset, shuffle=shuffle)
-        self._check_batch = check_batch
+        self._check_batch, self._keeping_error = check_batch, keeping_error
 
     def _standardize_batch(self, batch):
         return self._check_batch(super()._standardize_batch(batch))
+
+    def _get_iterator(self):
+        return self._keeping_error(super()._get_iterator())
 
 
 class _CheckedDataLoader(TorchDataLoaderAdapter):

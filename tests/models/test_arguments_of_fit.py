@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from labelled import TOKENIZER
-from sources import SOURCES, generator
+from sources import SOURCES, Rows, generator
 
 import kgpt
 
@@ -33,6 +33,34 @@ def make_arrays():
 
 def loss_of(model, *data, **options):
     return model.fit(*data, verbose=0, **options).history["loss"][0]
+
+
+class Broken(Rows):
+    """Rows of which the last batch can't be read."""
+
+    def __getitem__(self, index):
+        if index == len(self) - 1:
+            raise KeyError("the last one")
+        return super().__getitem__(index)
+
+
+def broken_generator(*columns):
+    rows = Broken(*columns)
+    return (rows[i] for i in range(len(rows)))
+
+
+def broken_loader(*columns):
+    from torch.utils.data import DataLoader
+
+    return DataLoader(Broken(*columns), batch_size=None)
+
+
+@pytest.mark.parametrize("source", [Broken, broken_generator, broken_loader])
+@pytest.mark.parametrize("does", ["fit", "evaluate"])
+def test_an_error_of_a_source_is_raised_as_it_is(source, does):
+    """TensorFlow, which reads in a function of its own, makes another error of it."""
+    with pytest.raises(KeyError, match="the last one"):
+        getattr(make_classifier(), does)(source(*make_arrays()), verbose=0)
 
 
 CLASS_WEIGHT = {0: 10.0, 1: 0.5}
