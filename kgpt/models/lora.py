@@ -4,7 +4,7 @@ import keras
 
 from kgpt.arguments import RULES, checked, refuse
 from kgpt.models.freezing import body_of, num_frozen_blocks, set_trained
-from kgpt.models.quantization import FLOAT8_WITH_LORA, quantization_config
+from kgpt.models.quantization import check_float8, quantization_config
 
 _OF_ATTENTION = ("query", "key", "value")  # the parts of one matrix, in this order
 _TARGETS = (
@@ -63,8 +63,8 @@ def enable_lora(self, rank: int, lora_alpha: float | None = None, target_layer_n
             f"Received: rank={rank}, for a backbone with lora_rank={backbone.lora_rank}. "
             "merge_lora() ends the one that there is."
         )
-    if any(layer.quantization_mode == "float8" for _, layer, _ in matrices(backbone, _TARGETS)):
-        raise ValueError(FLOAT8_WITH_LORA)
+    for _, layer, _ in matrices(backbone, _TARGETS):
+        check_float8(layer.quantization_mode, has_lora=True)
     num_frozen = num_frozen_blocks(backbone)
     backbone.trainable = True  # as a whole, or else the factors would not be
     names = tuple(target_layer_names or _TARGETS)

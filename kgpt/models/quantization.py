@@ -2,10 +2,14 @@
 
 import keras
 
-FLOAT8_WITH_LORA = (
-    'LoRA adds to plain matrices, and to those in "int8" and "int4". Received: both LoRA and '
-    '"float8". merge_lora() makes plain matrices of those with LoRA.'
-)
+
+def check_float8(mode, has_lora: bool):
+    """Raises ValueError for float8 beside LoRA, which Keras has not."""
+    if mode == "float8" and has_lora:
+        raise ValueError(
+            'LoRA adds to plain matrices, and to those in "int8" and "int4". Received: both LoRA '
+            'and "float8". merge_lora() makes plain matrices of those with LoRA.'
+        )
 
 
 def quantization_config(model, without=None) -> list[dict]:

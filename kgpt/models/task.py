@@ -310,12 +310,15 @@ class Task(WholeModel, keras.Model):
 
     @property
     def metrics(self):
-        # Keras's own tracker weighs batches by their rows: the first own metric is the exact one.
+        # Keras's tracker weighs batches by rows, and the first own metric is exact. But what a
+        # subclass's `compute_loss` returns, which may add to this one's, the tracker alone knows.
+        is_tracked = self._has_other_loss and type(self).train_step is Task.train_step
+        loss = self._loss_tracker if is_tracked else self.own_metrics[0]
         known = [*self.own_metrics, *self._in_no_logs(), self._loss_tracker]
         others = [m for m in super().metrics if all(m is not other for other in known)]
         if not self._uses_own_loss:
-            return [self.own_metrics[0], *others, self._uncounted()]
-        return [*self.own_metrics, *others, *self._in_no_logs()]
+            return [loss, *others, self._uncounted()]
+        return [loss, *self.own_metrics[1:], *others, *self._in_no_logs()]
 
     @property
     def metrics_names(self):
@@ -326,7 +329,19 @@ class Task(WholeModel, keras.Model):
         # Keras calls this once at the end of an epoch or evaluation, before metrics are reset.
         self._uncounted().warn()
         # An epoch that is resumed after its last step has no logs but what the metrics hold.
-        return super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
+        logs = super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
+        if not self._has_other_loss:
+            return logs
+        return {name: value for name, value in logs.items() if name not in self._not_counted()}
+
+    @property
+    def _has_other_loss(self):
+        return type(self).compute_loss is not Task.compute_loss
+
+    def _not_counted(self):
+        """Returns the names of the own metrics that a subclass's loss has given nothing."""
+        values = {m.name: map(ops.convert_to_numpy, m.variables) for m in self.own_metrics[1:]}
+        return [name for name, arrays in values.items() if not any(a.any() for a in arrays)]
 
     # === tf.distribute ===
 

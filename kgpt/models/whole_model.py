@@ -23,7 +23,7 @@ from kgpt.locks import locked
 from kgpt.models import freezing, lora, lora_files, resize
 from kgpt.models.inputs import check_known
 from kgpt.models.presets import from_preset, preset_names, push_to_hub, save_to_preset
-from kgpt.models.quantization import FLOAT8_WITH_LORA, quantization_config
+from kgpt.models.quantization import check_float8, quantization_config
 
 
 class WholeModel:
@@ -45,8 +45,7 @@ class WholeModel:
             return args[1]
         return super().__new__(cls, *args, **kwargs)
 
-    # Arguments of the constructor that are built into the model, beside its layers: a subclass
-    # names its own.
+    # What the constructor builds into the model beside its layers: a subclass names its own.
     _fixed = ()
     _is_made = False
 
@@ -239,11 +238,7 @@ class WholeModel:
         Example:
             lm.quantize("int8")
         """
-        if (
-            getattr(config, "mode", mode) == "float8"
-            and freezing.body_of(self).lora_rank is not None
-        ):
-            raise ValueError(FLOAT8_WITH_LORA)
+        check_float8(getattr(config, "mode", mode), freezing.body_of(self).lora_rank is not None)
         before = quantization_config(self)
         gc.freeze()  # Keras collects garbage after each matrix: all that was imported takes a while
         try:

@@ -195,3 +195,43 @@ def test_the_loss_of_a_subclass_is_that_of_the_outputs_of_its_call(has_metric):
 def test_a_call_that_doubles_the_pair_of_a_step_is_refused():
     with pytest.raises(ValueError, match=r"super.*call.*of a Doubled returns a pair.*4 values"):
         Doubled(make_backbone()).evaluate(IDS, verbose=0)
+
+
+class WithPenalty(kgpt.CausalLM):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) + 5.0
+
+
+class WithAnotherLoss(kgpt.CausalLM):
+    def compute_loss(self, *args, **kwargs):
+        return keras.ops.sum(self.backbone.token_embedding.embeddings**2)
+
+
+def logs_of(model, **compiled):
+    model.compile(keras.optimizers.SGD(0.0), **compiled)
+    history = model.fit(IDS, validation_data=(IDS,), batch_size=3, verbose=0).history
+    assert model.evaluate(IDS, verbose=0, return_dict=True)["loss"] == history["val_loss"][0]
+    return {name: values[0] for name, values in history.items()}
+
+
+@pytest.mark.parametrize("loss", [None, keras.losses.SparseCategoricalCrossentropy(True)])
+def test_what_a_subclass_adds_to_the_loss_is_reported(loss):
+    compiled = {} if loss is None else {"loss": loss}
+    expected = logs_of(kgpt.CausalLM(make_backbone()), **compiled)
+
+    found = logs_of(WithPenalty(make_backbone()), **compiled)
+
+    for name, value in expected.items():
+        added = 5.0 if name.endswith("loss") else 0.0
+        np.testing.assert_allclose(found[name], value + added, rtol=1e-5)
+    assert list(found) == list(expected)
+
+
+def test_a_subclass_with_another_loss_reports_it_and_nothing_of_the_models_own():
+    lm = WithAnotherLoss(make_backbone())
+    expected = np.sum(np.square(to_numpy(lm.backbone.token_embedding.embeddings)))
+
+    logs = logs_of(lm)
+
+    assert set(logs) == {"loss", "val_loss"}
+    np.testing.assert_allclose(list(logs.values()), expected, rtol=1e-5)

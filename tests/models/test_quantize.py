@@ -136,5 +136,5 @@ def test_float8_and_lora_are_refused_together():
 
 @pytest.mark.parametrize("dtype", ["int8_from_float32", "float8_from_float32"])
 def test_a_model_is_not_made_with_a_quantized_policy(dtype):
-    with pytest.raises(ValueError, match=f"dtype='{dtype}'. Try quantize"):
+    with pytest.raises(ValueError, match=f"dtype='{dtype}'. Try dtype="):
         kgpt.GPTBackbone(VOCABULARY, 1, 1, 4, max_sequence_length=LENGTH, dtype=dtype)
