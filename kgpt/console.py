@@ -13,6 +13,15 @@ import numpy as np
 
 _BAR_WIDTH = 20
 _SECONDS_BETWEEN_UPDATES = 0.1
+_NOT_THE_USERS = ("kgpt.", "keras.", "tensorflow.", "contextlib")
+
+
+def warn(message: str):
+    """Warns, with the line of the user's own code that led to it, through however many calls."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(_NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def show(text: str = "", end: str = "\n") -> None:
@@ -25,7 +34,7 @@ def show(text: str = "", end: str = "\n") -> None:
     try:
         print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
     except OSError as error:
-        warnings.warn(f"Nothing can be printed: {error}. Only this is lost.", stacklevel=2)
+        warn(f"Nothing can be printed: {error}. Only this is lost.")
 
 
 @contextlib.contextmanager

@@ -5,12 +5,12 @@ can't know of a GPT: along which dimension each matrix divides, and which activa
 """
 
 import re
-import warnings
 
 import keras
 from keras.src.distribution import distribution_lib
 
 from kgpt.arguments import checked, one_of, refuse
+from kgpt.console import warn
 
 __all__ = ["layout_map", "pin"]
 
@@ -130,7 +130,7 @@ def _check_divides(sizes, axes):
                 )
         for size, what in (("num_heads", "attention"), ("vocabulary_size", "token embedding")):
             if kind == MODEL and sizes[size] % devices:
-                warnings.warn(_fallback(size, sizes[size], name, devices, what), stacklevel=4)
+                warn(_fallback(size, sizes[size], name, devices, what))
 
 
 def _fallback(size, value, name, devices, what):

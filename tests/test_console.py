@@ -275,3 +275,40 @@ def test_batches_come_and_go_without_a_warning_where_jax_is_missing(tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     assert b"jax profiler" not in done.stderr
     assert b"finalizing" not in done.stderr
+
+
+def short_text(tokenizer, tmp_path):
+    kgpt.Tokenizer.train(["ab"], 300)
+
+
+def long_text(tokenizer, tmp_path):
+    kgpt.data.classification(["a b c d e f g h"] * 2, [0, 1], tokenizer, 5, batch_size=2)
+
+
+def earlier_file(tokenizer, tmp_path):
+    kgpt.data.write_tokens(["a b"] * 9, tokenizer, tmp_path / "a.npy", validation_fraction=0.5)
+    kgpt.data.write_tokens(["a b"] * 9, tokenizer, tmp_path / "a.npy")
+
+
+def one_class(tokenizer, tmp_path):
+    backbone = kgpt.GPTBackbone(tokenizer.vocabulary_size, 1, 1, 4, max_sequence_length=8)
+    classifier = kgpt.TextClassifier(backbone, 2, tokenizer=tokenizer)
+    classifier.fit(["a", "b"], [1, 1], batch_size=2, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (short_text, "too small for a vocabulary"),
+        (long_text, "lose their end"),
+        (earlier_file, "of an earlier call"),
+        (one_class, "the same class"),
+    ],
+)
+def test_a_warning_shows_the_line_of_the_users_that_led_to_it(tmp_path, call, message):
+    tokenizer = kgpt.Tokenizer.train(["a b c d e f g h"] * 9, 262)
+
+    with pytest.warns(UserWarning, match=message) as record:
+        call(tokenizer, tmp_path)
+
+    assert [one.filename for one in record if message in str(one.message)] == [__file__]

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import filelock
 import numpy as np
 
 from kgpt.callbacks import divided
+from kgpt.console import warn
 from kgpt.files import (
     MANIFEST,
     DamagedError,
@@ -134,7 +134,7 @@ class CheckpointFolder:
                 errors.append(str(error))
                 continue
             for error in errors:
-                warnings.warn(f"{error} {checkpoint.path.name}, before it, is used.", stacklevel=2)
+                warn(f"{error} {checkpoint.path.name}, before it, is used.")
             return checkpoint
         if not paths:
             return None

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import warnings
 from pathlib import Path
 
 import keras
@@ -15,7 +14,7 @@ from kgpt.callbacks.epochs import Place
 from kgpt.callbacks.rates import RateOfEpoch
 from kgpt.callbacks.run_history import CALLBACKS, arrays_of_callbacks
 from kgpt.callbacks.signals import Signals
-from kgpt.console import show
+from kgpt.console import show, warn
 from kgpt.distribution import process
 
 _ELSEWHERE = "Take another folder, or delete this one to begin afresh."
@@ -347,7 +346,7 @@ class ResumableCheckpoint(keras.callbacks.Callback):
         except OSError as error:
             if self.on_error == "stop":
                 raise
-            warnings.warn(f"{error} Training goes on without this checkpoint.", stacklevel=2)
+            warn(f"{error} Training goes on without this checkpoint.")
             return False
         self._skips = 0
         return True

@@ -1,12 +1,12 @@
 """The config.json of transformers' GPTs, from and to the arguments of kgpt's classes."""
 
 import inspect
-import warnings
 
 import keras
 from keras import ops
 
 from kgpt.arguments import RULES, named_parameters
+from kgpt.console import warn
 from kgpt.convert.weights import Tensor
 from kgpt.data.columns import read_class_names
 from kgpt.layers.feed_forward import gelu_tanh
@@ -158,10 +158,9 @@ def _say_unknown(config):
         )
     unknown = [key for key in unknown if not key.startswith("kgpt")]
     if unknown:
-        warnings.warn(
+        warn(
             "The config has keys that kgpt does not know, and leaves out: the model may not be "
             f"what its files mean. Received: {', '.join(unknown)[:200]}.",
-            stacklevel=4,
         )
 
 

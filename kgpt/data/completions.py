@@ -1,11 +1,11 @@
 """Prompts with completions, conversations, and short documents -> batches for a language model."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from kgpt.arguments import checked
+from kgpt.console import warn
 from kgpt.data.columns import check_columns, check_order, read_text_column, read_weights
 from kgpt.data.sequences import cut, warn_of_truncation
 from kgpt.data.task_batches import TaskBatches
@@ -262,9 +262,8 @@ def _check_something_counts(counts: list, sequence_length: int, truncate: str):
             f'truncate="{truncate}". Try a larger sequence_length{other}.'
         )
     if num_empty:
-        warnings.warn(
+        warn(
             f"{num_empty} of {len(counts)} examples have nothing to learn: their prompts leave no "
             f"room for their completions with {size}, or none of their pieces counts. "
             f"Try a larger sequence_length{other}, or leave them out.",
-            stacklevel=5,
         )

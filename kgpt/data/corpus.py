@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import sysconfig
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from kgpt.arguments import checked
-from kgpt.console import ProgressLine
+from kgpt.console import ProgressLine, warn
 from kgpt.data.checksums import GrowingChecksums
 from kgpt.data.split import split
 from kgpt.files import make_folder, written_whole
@@ -159,10 +158,9 @@ def write_tokens(
 
 def _warn_of_earlier(held_out: Path, path: Path):
     if held_out.exists():
-        warnings.warn(
+        warn(
             f"{held_out} is of an earlier call and stays as it is: nothing is held out of the text "
             f"that {path.name} has now. Delete it, or pass a validation_fraction.",
-            stacklevel=4,  # outside of @checked
         )
 
 

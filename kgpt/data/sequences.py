@@ -3,7 +3,7 @@
 An example is a list of sequences, and a sequence a list of token ids.
 """
 
-import warnings
+from kgpt.console import warn
 
 
 def sequences_of(
@@ -42,10 +42,9 @@ def warn_of_truncation(number: int, texts, sequence_length: int, truncate: str |
     what, lose, hint = "texts", f"lose their {truncate}", f", or truncate={other!r}"
     if truncate is None:
         what, lose, hint = "contexts with their choices", "lose their start", ""
-    warnings.warn(
+    warn(
         f"{number} of {len(texts)} {what} are longer than sequence_length={sequence_length} and "
         f"{lose}. Try a larger sequence_length{hint}.",
-        stacklevel=5,
     )
 
 

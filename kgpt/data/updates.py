@@ -7,7 +7,6 @@ its batch has beside the others. The factor travels with the batch, in its input
 
 import contextlib
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 
 import keras
@@ -15,6 +14,7 @@ import numpy as np
 from keras.src.trainers.data_adapters import get_data_adapter
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
+from kgpt.console import warn
 from kgpt.data.batches import PythonBatches, ResumableBatches
 from kgpt.data.sources import kind_of
 
@@ -110,20 +110,18 @@ def by_update(data, updates: Updates | None, batch_size=None, steps=None, shuffl
         arrays = get_data_adapter(x, y, sample_weight, batch_size, steps, shuffle)
         left = arrays.num_batches % updates.batches_per_update
         if left:
-            warnings.warn(
+            warn(
                 f"The last {left} of {arrays.num_batches} batches of an epoch share an update with "
                 "the next epoch's, whose tokens are not known yet: these batches count by their "
                 "number in that update. Try gradient_accumulation_steps that divide the number of "
                 "batches, or kgpt.data.",
-                stacklevel=4,
             )
         yield ArraysByUpdate(arrays, updates), None, None
     else:
-        warnings.warn(
+        warn(
             "With gradient_accumulation_steps each of these batches counts alike in an update, "
             "however many tokens it has: they are not known before the update. For a mean over all "
             "its tokens, try kgpt.data or arrays.",
-            stacklevel=4,
         )
         yield data
 

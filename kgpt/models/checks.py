@@ -1,7 +1,6 @@
 """Checks of data and of what models are compiled with, before anything runs."""
 
 import os
-import warnings
 from numbers import Real
 
 import keras
@@ -9,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.arguments import RULES, check_is_int, refuse
+from kgpt.console import warn
 from kgpt.distribution import current
 from kgpt.kernels.platform import num_torch_processes
 from kgpt.text import check_no_table
@@ -87,12 +87,11 @@ def check_devices():
         )
     count = num_torch_processes()
     if count > 1:
-        warnings.warn(
+        warn(
             f"{count} processes of PyTorch call fit, and each of them trains a model of its own: "
             "Keras exchanges no gradients between them. Try a loop with "
             "torch.nn.parallel.DistributedDataParallel around model.compute_loss, or the JAX "
             "backend with kgpt.distribution.",
-            stacklevel=6,
         )
 
 
@@ -272,10 +271,9 @@ def _warn_of_loss(loss):
     is_object = isinstance(loss, _OF_PROBABILITIES) and not loss.get_config().get("from_logits")
     if is_function or is_object:
         class_name = names[name].__name__ if is_function else name
-        warnings.warn(
+        warn(
             "The model's outputs are logits, which this loss takes for probabilities. "
             f"Try loss=keras.losses.{class_name}(from_logits=True), or compile() without a loss.",
-            stacklevel=5,
         )
 
 
@@ -288,8 +286,7 @@ def _warn_of_metric(given):
     for_logits = _METRICS_OF_PROBABILITIES.get(kind)
     name = for_logits and for_logits.partition("=")[0]
     if name and metric.get_config()[name] == kind().get_config()[name]:
-        warnings.warn(
+        warn(
             "The model's outputs are logits, which this metric takes for probabilities. "
             f"Received: {given!r:.60}. Try keras.metrics.{kind.__name__}({for_logits}).",
-            stacklevel=5,
         )

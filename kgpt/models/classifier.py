@@ -1,6 +1,5 @@
 """A text, or a pair, and its class."""
 
-import warnings
 from typing import Any, Literal, overload
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kgpt.arguments import checked
+from kgpt.console import warn
 from kgpt.data.columns import read_class_names
 from kgpt.metrics import MultiLabelF1
 from kgpt.models import text_inputs
@@ -155,10 +155,9 @@ class TextClassifier(Head):
         labels = np.array(y, "object") if isinstance(y, list) else targets_of(x, y)
         is_column = isinstance(labels, np.ndarray) and labels.size > 1
         if is_column and (labels == labels.flat[0]).all():
-            warnings.warn(
+            warn(
                 f"All labels are the same class, {labels.flat[0]}: the model will learn to answer "
                 "nothing else. Is the data sorted by class, and only a part of it here?",
-                stacklevel=3,
             )
 
     def read_class_weight(self, class_weight):

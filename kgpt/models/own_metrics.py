@@ -1,10 +1,10 @@
 """The metrics that models have beside those that they are compiled with."""
 
-import warnings
-
 import keras
 from keras import ops
 from keras.src.trainers.compile_utils import MetricsList
+
+from kgpt.console import warn
 
 
 def mean(name: str, direction: str = "down") -> keras.metrics.Mean:
@@ -46,9 +46,8 @@ class Uncounted(keras.metrics.Sum):
         """Warns of those since the last reset, if there are any."""
         wrong = int(ops.convert_to_numpy(super().result()))
         if wrong:
-            warnings.warn(
+            warn(
                 f"{wrong} targets were left out of the loss, since they are neither tokens of the "
                 "vocabulary nor classes of the model. Targets to leave out on purpose are -100 "
                 "or -1 for tokens, or have sample_weight 0.",
-                stacklevel=4,
             )

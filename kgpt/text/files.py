@@ -7,11 +7,12 @@ import gzip
 import io
 import lzma
 import os
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from kgpt.console import warn
 
 TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".tsv")
 _BYTE_ORDER_MARKS = {  # UTF-32's first: one of them begins with UTF-16's
@@ -243,7 +244,7 @@ def text_files(folder: Path, errors: str, encoding: str) -> list[Path]:
         message = f"Not read in the folder {folder}: {reasons}."
         if not read:
             raise ValueError(f"There is no text to read. {message}")
-        warnings.warn(message, stacklevel=2)
+        warn(message)
     return read
 
 

@@ -2,8 +2,8 @@
 
 import json
 import math
-import warnings
 
+from kgpt.console import warn
 from kgpt.reading import one_line
 from kgpt.text import shorten
 from kgpt.tokenizer.gpt1_words import gpt1_rules
@@ -111,10 +111,9 @@ def _leave_out_what_encode_does_not_do(parts: dict):
     for name in ("truncation", "padding"):
         parts[name] = None
     if left_out:
-        warnings.warn(
+        warn(
             f"Of the tokenizer, {' and '.join(left_out)} is left out: encode gives the ids of the "
             "whole text and adds nothing. kgpt.data and generate add what a model needs.",
-            stacklevel=4,
         )
 
 

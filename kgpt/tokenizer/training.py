@@ -2,10 +2,10 @@
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from kgpt.arguments import is_int
+from kgpt.console import warn
 from kgpt.reading import read_json, read_text
 from kgpt.text import document_pieces
 from kgpt.tokenizer.gpt1_words import gpt1_words
@@ -56,10 +56,9 @@ def train_tokenizer(
     tokenizer.add_special_tokens(special_tokens)
     size = tokenizer.get_vocab_size()
     if style != "characters" and size < vocabulary_size:
-        warnings.warn(
+        warn(
             f"The text is too small for a vocabulary of {vocabulary_size} tokens: no pair of "
             f"tokens is left that occurs twice. This tokenizer has {size}.",
-            stacklevel=3,
         )
     return tokenizer
 
@@ -156,10 +155,9 @@ def tokenizer_from_parts(
     chosen = exact
     exact = check_style(style, exact, styles=STYLES[:2])
     if style == "gpt1" and not exact and chosen is None:
-        warnings.warn(
+        warn(
             "ftfy and spaCy are not installed: some ids will differ from those that GPT-1 was "
             "trained with. Try `pip install ftfy spacy`, or exact=False for no warning.",
-            stacklevel=4,
         )
     special_tokens = check_special_tokens(special_tokens)
     pairs = _checked_pairs(ids, list(merges), style, special_tokens, sources)
