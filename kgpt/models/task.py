@@ -332,7 +332,8 @@ class Task(WholeModel, keras.Model):
         logs = super()._get_metrics_result_or_logs(logs or self.get_metrics_result())
         if not self._has_other_loss:
             return logs
-        return {name: value for name, value in logs.items() if name not in self._not_counted()}
+        not_counted = self._not_counted()
+        return {name: value for name, value in logs.items() if name not in not_counted}
 
     @property
     def _has_other_loss(self):
